@@ -11,12 +11,14 @@ from __future__ import annotations
 import random
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 from langchain_core.messages import BaseMessage
 from langgraph._internal._constants import PREVIOUS
+from langgraph.checkpoint.base import ChannelVersions
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
@@ -24,10 +26,10 @@ from langgraph.constants import END, START
 
 from session_middleware.checkpoint.codec import dump, dump_list, input_name, is_input
 from session_middleware.checkpoint.langchain_messages import id_of, is_answer, is_message, is_question
-from session_middleware.checkpoint.packing import MESSAGES, array_header, is_plain, pack
+from session_middleware.checkpoint.packing import MESSAGES, array_header, is_plain, pack, pack_natively
 from session_middleware.checkpoint.parent_cache import CachedCheckpoint, CachedListRef, Fingerprints
 from session_middleware.checkpoint.serde import StrictSerializer
-from session_middleware.storage.checkpoint_types import Blob, ListPut
+from session_middleware.storage.checkpoint_types import Blob, ListPut, ListRef
 from session_middleware.storage.jsonable import is_a
 
 _WHOLE = frozenset({START, END, PREVIOUS, "__root__"})  # channels that hold a graph's whole input or output
@@ -72,9 +74,10 @@ class CheckpointDiff:
     @property
     def messages(self) -> list[NewMessage]:
         """The messages that the parent did not have, each once: an entrypoint often returns those it also saves."""
-        self._add_messages(self._returned)
-        self._returned = []
-        return [new for new, _ in self._new]
+        if self._returned:
+            self._add_messages(self._returned)
+            self._returned = []
+        return list(map(_message_of, self._new))
 
     def _add_messages(self, found: Sequence[tuple[NewMessage, int]]) -> None:
         """Add new messages. One without an id that equals a message of another channel is the same.
@@ -82,9 +85,9 @@ class CheckpointDiff:
         So is one that equals a message of the input, if the input's last message is among them. Otherwise they are only
         the answer, and the input may be a history with an equal answer.
         """
-        has_input = len(self._input) > 0 and any(fingerprint == self._input[-1] for _, fingerprint in found)
-        given = self._input if has_input else ()
-        others = Counter([*given, *(fingerprint for _, fingerprint in self._new)]) if found else {}
+        others = Counter(map(_fingerprint_of, self._new))
+        if self._input and self._input[-1] in map(_fingerprint_of, found):
+            others.update(self._input)
         for new, fingerprint in found:
             if others[fingerprint] and not id_of(new[0]):
                 others[fingerprint] -= 1
@@ -143,9 +146,19 @@ class CheckpointDiff:
         if self._is_outermost and name in _WHOLE and self._is_of_this_run(name, value, found, parent):
             recorded, start = None, 0
         new = new_elements(value, found, recorded.fingerprints if recorded else array("q"), start)
-        messages = list(_with_following(value, found, start, new))
-        self._returned.extend(messages) if name == END else self._add_messages(messages)
+        messages = _with_following(value, found, start, new)
+        if messages:
+            self._returned.extend(messages) if name == END else self._add_messages(messages)
         self.preceding = id_of(value[start - 1]) if start and new else self.preceding
+
+    def cached(self, channels: str, refs: Mapping[str, ListRef], versions: ChannelVersions) -> CachedCheckpoint:
+        """The checkpoint that was put, from its channels as they are stored and the references of its new lists."""
+        lists = {name: CachedListRef(ref, self.fingerprints[name], is_input(name)) for name, ref in refs.items()}
+        inherited = self._parent.lists if self._parent else {}
+        for name in self.inherited:
+            if name in inherited:
+                lists[name] = inherited[name]
+        return CachedCheckpoint(versions.copy(), channels, frozenset((*self.values, *self.inherited)), lists)
 
     def _is_of_this_run(self, name: str, value: list[Any], found: array[int], parent: CachedListRef | None) -> bool:
         """Whether a list is only this run's input with its answer, or the last answer again, and not a conversation.
@@ -160,15 +173,18 @@ class CheckpointDiff:
         return (questions > 0 or is_same) and all(map(is_answer, value[questions:]))
 
 
-def _with_following(
-    value: list[Any], found: array[int], start: int, new: list[Any]
-) -> Iterator[tuple[NewMessage, int]]:
+_message_of, _fingerprint_of = itemgetter(0), itemgetter(1)
+
+
+def _with_following(value: list[Any], found: array[int], start: int, new: list[Any]) -> list[tuple[NewMessage, int]]:
     """Each new element that is a message, with the id of the message after it and its fingerprint."""
     are_new = set(map(id, new))
+    messages: list[tuple[NewMessage, int]] = []
     for index in range(start, len(value)) if new else ():
         if id(value[index]) in are_new and is_message(value[index]):
             following = id_of(value[index + 1]) if index + 1 < len(value) else None
-            yield (value[index], following), found[index]
+            messages.append(((value[index], following), found[index]))
+    return messages
 
 
 def _longest_prefix(found: array[int], lists: Sequence[CachedListRef]) -> tuple[CachedListRef | None, int]:
@@ -197,18 +213,23 @@ def fingerprints(elements: Sequence[Any], serde: SerializerProtocol, parent: arr
             else _encodable(element)
             for element in elements
         ]
-        encoded = pack(encodable)[len(array_header(len(encodable))) :]
+        pack_one: Callable[[Any], bytes] = pack_natively
+        try:
+            packed = pack_natively(encodable)
+        except (TypeError, ValueError):
+            pack_one, packed = pack, pack(encodable)
     except Exception:  # noqa: BLE001  # one element cannot be encoded, but the others can
         return Fingerprints("q", [_fingerprint(element) for element in elements])
+    encoded = memoryview(packed)[len(array_header(len(encodable))) :]
     known = parent if isinstance(parent, Fingerprints) and parent.size else Fingerprints("q")
     if hash(encoded[: known.size]) != known.digest:
         known = Fingerprints("q")
     found = Fingerprints("q", known)
-    found.extend([hash(pack(each)) for each in encodable[len(known) :]])
+    found.extend(map(hash, map(pack_one, encodable[len(known) :])))
     found.size, found.digest = len(encoded), hash(encoded)
-    if isinstance(inner, StrictSerializer) and (known.is_plain or not known):
+    if isinstance(inner, StrictSerializer) and pack_one is pack_natively and (known.is_plain or not known):
         found.is_plain = all(map(is_plain, elements[len(known) :]))
-        found.encoded = encoded if found.is_plain else None
+        found.encoded = bytes(encoded) if found.is_plain else None
     return found
 
 

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from itertools import groupby
 from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
@@ -49,7 +48,7 @@ def list_of(values: Mapping[str, Any], name: str) -> Any:
 
 def merge_input_lists(values: dict[str, Any]) -> dict[str, Any]:
     """The values of the channels, from the stored values: puts the lists of an input back into it."""
-    for name in [name for name in values if is_input(name)]:
+    for name in list(filter(is_input, values)):
         values[START][name.removeprefix(_INPUT)] = values.pop(name)
     return values
 
@@ -70,21 +69,28 @@ def dump(channel: str, value: Any, serde: SerializerProtocol) -> Blob:
 def dump_list(channel: str, elements: Sequence[Any], serde: SerializerProtocol) -> list[Chunk]:
     """One chunk for each element, but one for each sequence of adjacent small plain values. Raises as `dump`."""
     found: list[Chunk] = []
+    small: list[Any] = []
     try:
-        for is_small, group in groupby(elements, _is_small):
-            some = list(group)
-            if is_small and len(some) > 1:
-                kind, data = serde.dumps_typed(some)
-                found.append(Chunk(Blob(_SEVERAL + kind, data), len(some)))
-            else:
-                found += [Chunk(Blob(*serde.dumps_typed(element))) for element in some]
+        for element in elements:
+            if type(element) in _SCALARS and (type(element) is not str or len(element) <= _SHORT):
+                small.append(element)
+                continue
+            if small:
+                found.append(_dump_small(small, serde))
+                small = []
+            found.append(Chunk(Blob(*serde.dumps_typed(element))))
+        if small:
+            found.append(_dump_small(small, serde))
     except Exception as error:  # noqa: BLE001  # raised again
         raise _explained(channel, elements, serde, error)  # noqa: B904
     return found
 
 
-def _is_small(element: Any) -> bool:
-    return type(element) in _SCALARS and (type(element) is not str or len(element) <= _SHORT)
+def _dump_small(elements: list[Any], serde: SerializerProtocol) -> Chunk:
+    if len(elements) == 1:
+        return Chunk(Blob(*serde.dumps_typed(elements[0])))
+    kind, data = serde.dumps_typed(elements)
+    return Chunk(Blob(_SEVERAL + kind, data), len(elements))
 
 
 def dump_write(index: int, channel: str, value: Any, serde: SerializerProtocol) -> Write:
@@ -197,7 +203,9 @@ IDENTITY = ("user_id", "group_id", "group_ids", "langgraph_auth_user_id")  # the
 def own_metadata(config: RunnableConfig, metadata: CheckpointMetadata) -> CheckpointMetadata:
     """The metadata to store: as other savers store it, but without the user, whom the record can forget."""
     completed: Any = get_checkpoint_metadata(config, metadata)
-    return cast("CheckpointMetadata", {name: value for name, value in completed.items() if name not in IDENTITY})
+    for name in IDENTITY:
+        completed.pop(name, None)
+    return cast("CheckpointMetadata", completed)
 
 
 def matches(body: Blob, filter: Mapping[str, Any], serde: SerializerProtocol) -> bool:

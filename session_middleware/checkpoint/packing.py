@@ -51,9 +51,6 @@ class State(threading.local):
     met_class = False  # the value contains an instance of a class, other than a message of plain fields
     is_dumping = False  # within a ``model_dump()``
 
-    def begin(self) -> None:
-        self.error, self.met_class = None, False
-
     def record(self, error: Exception) -> Exception:
         """Save an error of a hook if it is the first one, which is the cause of the others; returns the first one."""
         self.error = error if self.error is None else self.error
@@ -68,9 +65,13 @@ def pack(value: Any) -> bytes:
     return ormsgpack.packb(value, default=_default, option=_option)
 
 
+pack_natively = partial(ormsgpack.packb, option=_option)  # the same bytes; raises for a value with any other object
+
+
 def is_plain(value: Any) -> bool:
-    """Whether a value is a message of plain fields, which are stored as they are."""
-    return type(value) in MESSAGES and _message(value) is not None
+    """Whether a value is a message that is stored as its fields, if these can be packed natively."""
+    cls = type(value)
+    return cls in MESSAGES and not value.__pydantic_extra__ and value.__dict__.keys() == MESSAGES[cls]
 
 
 def array_header(length: int) -> bytes:
@@ -83,7 +84,7 @@ def array_header(length: int) -> bytes:
 def _default(value: Any) -> Any:
     try:
         cls = type(value)
-        if cls in MESSAGES and (packed := _message(value)) is not None:
+        if cls in MESSAGES and (packed := plain_message(value)) is not None:
             return packed
         state.met_class = True
         encode = _BY_KIND.get(kind_of(cls) or "") or _BY_CLASS.get(cls)
@@ -93,14 +94,14 @@ def _default(value: Any) -> Any:
         raise
 
 
-def _message(message: BaseMessage) -> ormsgpack.Ext | None:
+def plain_message(message: BaseMessage) -> ormsgpack.Ext | None:
     """The bytes of a message's ``model_dump()``, made from its fields; ``None`` unless all of them are plain."""
     cls = type(message)
     if message.__pydantic_extra__ or message.__dict__.keys() != MESSAGES[cls]:
         return None
     try:
         parts = (cls.__module__, cls.__name__, message.__dict__, JSON_METHOD)
-        return ormsgpack.Ext(PYDANTIC, ormsgpack.packb(parts, option=_option))
+        return ormsgpack.Ext(PYDANTIC, pack_natively(parts))
     except (TypeError, ValueError):
         return None
 

@@ -326,23 +326,18 @@ class SessionSaver(BaseCheckpointSaver[int]):
         reread_parent: bool = False,
     ) -> RunnableConfig:
         """`put` for a run context that was matched already."""
-        key = (context.session_id, config["configurable"].get("checkpoint_ns", ""), checkpoint["id"])
+        conf = config["configurable"]
+        key = context.session_id, conf.get("checkpoint_ns", ""), checkpoint["id"]
         parent_id = get_checkpoint_id(config)
-        parent_key = (*key[:2], parent_id or "")
-        parent = None if reread_parent else self._checkpoint_cache.find(parent_key)
-        if parent is None and parent_id and (stored := self._storage.get_checkpoint(*parent_key)) is not None:
-            parent = self._cache(stored, self._tuple(stored, Identity(), {}).checkpoint)
-        others: Callable[[], Sequence[CachedListRef]]
-        others = tuple if reread_parent else partial(self._checkpoint_cache.lists, key[0])
-        diff = CheckpointDiff(self.serde, parent, others, is_outermost=not key[1])
-        versions, values = checkpoint["channel_versions"], checkpoint["channel_values"]
-        for name, value in values.items():
-            if name in new_versions or not diff.inherit(name, versions.get(name)):
-                diff.add(name, value)
+        parent = self._parent((*key[:2], parent_id), reread=reread_parent) if parent_id else None
+        diff = self._diff(key, checkpoint, new_versions, parent, shares_others=not reread_parent)
         own = codec.own_metadata(config, metadata)
+        versions, values = checkpoint["channel_versions"], checkpoint["channel_values"]
+        rest: dict[str, Any] = {**checkpoint}
+        del rest["channel_values"]
         # the metadata's counters tell replayed channels from empty ones
-        replayed = [name for name in own.get("counters_since_delta_snapshot") or () if name in versions.keys() - values]
-        rest = {name: value for name, value in checkpoint.items() if name != "channel_values"}
+        counted = own.get("counters_since_delta_snapshot")
+        replayed = [name for name in counted if name in versions and name not in values] if counted else ()
         messages, histories = self._listener.brought(context, key, checkpoint, own, diff.messages)
         put = CheckpointPut(
             context=context,
@@ -368,13 +363,33 @@ class SessionSaver(BaseCheckpointSaver[int]):
             if reread_parent:
                 raise
             return self.store(config, context, checkpoint, metadata, new_versions, reread_parent=True)
-        lists = {name: CachedListRef(ref, diff.fingerprints[name], codec.is_input(name)) for name, ref in refs.items()}
-        if parent:
-            lists.update({name: parent.lists[name] for name in diff.inherited if name in parent.lists})
-        self._checkpoint_cache.store(
-            key, CachedCheckpoint(versions.copy(), channels, frozenset((*diff.values, *diff.inherited)), lists)
-        )
+        self._checkpoint_cache.store(key, diff.cached(channels, refs, versions))
         return config_of(context.identity, key)
+
+    def _parent(self, key: Key, *, reread: bool) -> CachedCheckpoint | None:
+        """The checkpoint that a put builds on, cached or read; ``None`` if it is not stored."""
+        cached = None if reread else self._checkpoint_cache.find(key)
+        if cached is not None or (stored := self._storage.get_checkpoint(*key)) is None:
+            return cached
+        return self._cache(stored, self._tuple(stored, Identity(), {}).checkpoint)
+
+    def _diff(
+        self,
+        key: Key,
+        checkpoint: Checkpoint,
+        new_versions: ChannelVersions,
+        parent: CachedCheckpoint | None,
+        *,
+        shares_others: bool,
+    ) -> CheckpointDiff:
+        """What the parent does not have. A new list may share the beginning of a cached one if it `shares_others`."""
+        others = partial(self._checkpoint_cache.lists, key[0]) if shares_others else tuple
+        diff = CheckpointDiff(self.serde, parent, others, is_outermost=not key[1])
+        versions = checkpoint["channel_versions"]
+        for name, value in checkpoint["channel_values"].items():
+            if name in new_versions or not diff.inherit(name, versions.get(name)):
+                diff.add(name, value)
+        return diff
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""

@@ -68,9 +68,10 @@ class StrictSerializer(JsonPlusSerializer):
         """
         if obj is None or isinstance(obj, (bytes, bytearray)):
             return super().dumps_typed(obj)
-        packing.state.begin()
+        packing.state.error, packing.state.met_class = None, False
         try:
-            typed = ("msgpack", packing.pack(obj))
+            plain = packing.plain_message(obj) if type(obj) in packing.MESSAGES else None
+            typed = ("msgpack", packing.pack(obj) if plain is None else packing.pack_natively(plain))
         except (TypeError, ValueError, RecursionError) as error:
             cause = packing.state.record(error)
             raise UnserializableValue(
@@ -87,7 +88,7 @@ class StrictSerializer(JsonPlusSerializer):
             return json.loads(data[1])
         if data[0] != "msgpack":
             return super().loads_typed(data)
-        packing.state.begin()
+        packing.state.error = None
         try:
             return self._unpack(data[1])
         except ValueError as error:
@@ -350,9 +351,9 @@ def _tuple(cls: Any, stored: dict[str, Any]) -> Any:
 def build_messages(parts: Iterable[tuple[type[BaseMessage], dict[str, Any], dict[str, Any]]]) -> list[BaseMessage]:
     """Messages of `packing.MESSAGES`, from their class, fields and extra fields, as after their validation."""
     found = []
-    for cls, fields, extra in parts:
+    for cls, values, extra in parts:
         message = cls.__new__(cls)
-        _set_fields(message, fields)
+        _set_fields(message, values)
         _set_names(message, packing.MESSAGES[cls].copy())
         _set_extra(message, extra)
         _set_private(message, None)

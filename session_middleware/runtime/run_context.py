@@ -95,8 +95,8 @@ def checked_identity(user_id: Any, group_id: Any, group_ids: Any) -> Identity:
 
 def config_of(identity: Identity, key: tuple[str, str, str | None]) -> RunnableConfig:
     """A config that names a checkpoint (session, namespace, id), with the identity of the caller."""
-    named = {"thread_id": key[0], "checkpoint_ns": key[1], "checkpoint_id": key[2]}
-    return {"configurable": named | as_config(identity)}
+    named: dict[str, Any] = {"thread_id": key[0], "checkpoint_ns": key[1], "checkpoint_id": key[2]}
+    return {"configurable": named if identity is _NOBODY else named | as_config(identity)}
 
 
 def run_config(session_id: str, identity: Identity, configurable: Mapping[str, Any]) -> RunnableConfig:

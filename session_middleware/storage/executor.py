@@ -18,7 +18,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from session_middleware.errors import StorageError
 
-PATIENCE_SECONDS = 0.002  # the longest wait of a patient call for another call's commit
+PATIENCE_SECONDS = 0.005  # the longest wait of a patient call for another call's commit
 _BATCH = 64  # the most calls in one transaction
 
 P = ParamSpec("P")

@@ -83,6 +83,9 @@ _TABLES = (
     "CREATE INDEX sessions_by_activity ON sessions (last_active_at, id)",
     "CREATE INDEX sessions_by_user ON sessions (user_id, last_active_at, id) WHERE user_id IS NOT NULL",
     "CREATE INDEX sessions_by_group ON sessions (group_id, last_active_at, id) WHERE group_id IS NOT NULL",
+    # Activity does not change these, and a session without a user or a group is in none of those above.
+    "CREATE INDEX sessions_of_users ON sessions (user_id)",
+    "CREATE INDEX sessions_of_groups ON sessions (group_id)",
     "CREATE INDEX sessions_by_status ON sessions"
     " (status, last_active_at, id, idle_timeout_seconds, pinned, on_expire, postponed_until, user_id)",
     "CREATE INDEX sessions_by_pin ON sessions (json_extract(pinned, '$.by')) WHERE pinned IS NOT NULL",

@@ -20,7 +20,7 @@ from session_middleware.storage.sql.session_state import close_writes, end_write
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 0.002  # how long a patient write may wait for another's commit
+PATIENCE_SECONDS = 0.005  # how long a patient write may wait for another's commit
 _BATCH = 128  # operations in one transaction, at most
 _ATTEMPTS = 5  # at an operation that is alone in its transaction
 

@@ -68,8 +68,9 @@ def put(write: SessionWrite, put: CheckpointPut, branch: str | None, seq: int | 
             channels[name] = lists[name] = put_list(write, value, blobs)
         else:
             inline_bytes = INLINE_INPUT_BYTES if name == _INPUT else INLINE_BYTES
-            channels[name] = refer(value, blobs, inline_bytes)
-    put_blobs(write, blobs)
+            channels[name] = None if value is None else refer(value, blobs, inline_bytes)
+    if blobs:
+        put_blobs(write, blobs)
     channels.update(dict.fromkeys(put.replayed, REPLAYED))
     text, enclosing = _json(channels), _json(dict(put.enclosing))
     position = latest_checkpoint.place(write, key, is_root=put.parent_id is None)
@@ -100,8 +101,10 @@ def _inherited(write: SessionWrite, put: CheckpointPut) -> dict[str, Any]:
         is_same = row is not None and row[0] == put.parent_channels
     if not is_same:
         raise StaleParent
-    channels = json.loads(put.parent_channels)
-    return {name: channels[name] for name in put.inherited}
+    channels: dict[str, Any] = json.loads(put.parent_channels)
+    for name in channels.keys() - put.inherited:
+        del channels[name]
+    return channels
 
 
 def put_writes(write: SessionWrite, put: WritesPut) -> None:
@@ -116,11 +119,15 @@ def put_writes(write: SessionWrite, put: WritesPut) -> None:
         else:
             reference = [(refer(chunk.blob, blobs, INLINE_WRITE_BYTES), chunk.length) for chunk in value]
         rows.append(WriteRow(write.state.home, *key, put.task_id, idx, put.task_path, channel, _json(reference)))
-    put_blobs(write, blobs)
-    write.insert("writes", WriteRow._fields, [sealed(row) for row in rows if row.idx >= 0], _KEEP)
+    if blobs:
+        put_blobs(write, blobs)
+    plain: list[tuple[Any, ...]] = []
     for row in rows:
-        if row.idx < 0:
+        if row.idx >= 0:
+            plain.append(sealed(row))
+        else:
             write.execute(_REPLACE, sealed(row))
+    write.insert("writes", WriteRow._fields, plain, _KEEP)
     latest_checkpoint.count_writes(write, key)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from session_middleware.models import to_text
-from session_middleware.storage.record_entries import ASIDE, SHARED, MessageEntry
+from session_middleware.storage.record_entries import ASIDE, SHARED, MessageEntry, ModelCallEntry
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.record import branches, deletions, tool_call_rows
 from session_middleware.storage.sql.record.branches import Line
@@ -56,11 +57,12 @@ _COLUMNS = (
 )
 FIELDS = ", ".join(StoredVersion._fields)
 _TEXTS = ("message_id", "role", "text", "name", "tool_call_id", "model", "checkpoint_ns")
+_texts_of, _id_of = attrgetter(*_TEXTS), attrgetter("message_id")
 
 
 def append(write: SessionWrite, context: RunContext, messages: Sequence[MessageEntry], now: datetime) -> None:
     """Append observed messages: those that are new, and new versions of those with other content."""
-    _Appender(write, context, now).append([cleaned(message) for message in messages])
+    _Appender(write, context, now).append([*map(cleaned, messages)])
 
 
 class _Appender:
@@ -86,7 +88,7 @@ class _Appender:
             deleted = {each.message_id for each in deletions.deleted(self._write.connection, self._session_id)}
             messages = [message for message in messages if message.message_id not in deleted]
         self._batch = messages
-        self._read({message.message_id for message in messages})
+        self._read(set(map(_id_of, messages)))
         for message in messages:
             if self._answers and message.role != "tool":
                 self._add_answers()
@@ -135,7 +137,8 @@ class _Appender:
         if message.again is not None:
             message = self._original_or_copy(message, message.again)
         message_id, versions = message.message_id, self._versions(message.message_id)
-        message = self._with_author(message, versions)
+        if message.role == "user":
+            message = self._with_author(message, versions)
         key = comparison_key(message)
         if self._record.unclaimed:
             if message.minted and not versions and self._has_other_id(message):
@@ -143,11 +146,13 @@ class _Appender:
             versions = self._claim(message, key) or versions
         if versions and (versions[-1].checkpoint_ns or versions[-1].is_aside) and _is_outermost(message):
             self._share(versions[-1])
-        visible = next((version for version in reversed(versions) if self._sees(version)), None)
+        visible = None if not versions else next(filter(self._sees, reversed(versions)), None)
         if visible is None:
             if not (versions and versions[-1].has_same_content(key) and self._follow(versions[-1])):
                 number = versions[-1].version + 1 if versions else 1
-                self._add(message, key, position=self._position_of(message), version=number)
+                following = message.followed_by
+                position = None if following is None else self._position_before(message, following)
+                self._add(message, key, position=position, version=number)
         elif visible.status == "incomplete":
             self._complete(message, key, visible)
         else:
@@ -170,9 +175,7 @@ class _Appender:
         return message._replace(message_id=message.message_id if is_copy else original, again=None)
 
     def _with_author(self, message: MessageEntry, versions: Sequence[StoredVersion]) -> MessageEntry:
-        """Decide at the first observation of a user message whether the user or an agent wrote it."""
-        if message.role != "user":
-            return message
+        """Decide at the first observation of a message in the user's role whether the user or an agent wrote it."""
         by_agent = versions[-1].role == "assistant" if versions else message.told and not self._is_by_user(message.text)
         if not by_agent:
             return message
@@ -271,8 +274,8 @@ class _Appender:
         )
         self._counters.rows[message.message_id] = stored.seq
         self._keep(message.message_id, [StoredVersion(*stored[:5], status, message.checkpoint_ns, flags, *key)])
-        if stored.version == 1 and message.complete:
-            self._add_model_call(message)
+        if stored.version == 1 and message.complete and message.call is not None:
+            self._add_model_call(message, message.call)
 
     def _add(
         self,
@@ -291,7 +294,8 @@ class _Appender:
         self._keep(message_id, [*self._versions(message_id), StoredVersion(*row)])
         usage = (message.model, message.input_tokens, message.output_tokens)
         created_at = to_text(message.created_at or self._said_at(message))
-        others = (message.name, message.tool_call_id, *usage, to_json(message.extra), created_at)
+        extra = None if message.extra is None else to_json(message.extra)
+        others = (message.name, message.tool_call_id, *usage, extra, created_at)
         self._write.insert("messages", _COLUMNS, [(self._session_id, self._context.run_id, *row, *others)])
         if replaces is None:
             self._record.written[message_id] = seq
@@ -300,10 +304,12 @@ class _Appender:
                 "UPDATE messages SET replaced_by = ? WHERE session_id = ? AND seq = ?",
                 (seq, self._session_id, replaces.seq),
             )
-        tool_call_rows.store_files(self._write, self._session_id, message.files)
+        if message.files:
+            tool_call_rows.store_files(self._write, self._session_id, message.files)
         if version == 1:
             self._counters.messages += 1
-            self._add_model_call(message)
+            if message.call is not None:
+                self._add_model_call(message, message.call)
             if message.role == "tool" and message.tool_call_id:
                 self._answers.append(message)
             if message.tool_calls:
@@ -314,24 +320,21 @@ class _Appender:
         if self._write.state.message_ids is not None:
             self._write.state.message_ids.add(message_id)
 
-    def _add_model_call(self, message: MessageEntry) -> None:
-        if message.call is not None:
-            call = message.call._replace(started_at=message.created_at, message_id=message.message_id)
-            tool_call_rows.add_implied_model_call(self._write, self._context, call, self._now)
+    def _add_model_call(self, message: MessageEntry, reported: ModelCallEntry) -> None:
+        call = reported._replace(started_at=message.created_at, message_id=message.message_id)
+        tool_call_rows.add_implied_model_call(self._write, self._context, call, self._now)
 
     def _said_at(self, message: MessageEntry) -> datetime:
         """The time of a message; of user input that a checkpoint brings at the end of the run, the run's start."""
         is_late = self._context.has_checkpoint and self._context.at is None and message.role == "user"
         return (is_late and self._context.began_at) or self._now
 
-    def _position_of(self, message: MessageEntry) -> float | None:
-        """Return the position before the message's successor if that is recorded; ``None``: at the end.
+    def _position_before(self, message: MessageEntry, followed_by: str) -> float | None:
+        """Return the position before the message's successor; ``None``, which is at the end, if that is not recorded.
 
         A subgraph's summary precedes messages of earlier runs only in the subgraph's state.
         """
-        if message.followed_by is None:
-            return None
-        following = next((row for row in reversed(self._versions(message.followed_by)) if self._sees(row)), None)
+        following = next((row for row in reversed(self._versions(followed_by)) if self._sees(row)), None)
         if following is None:
             return None
         if message.checkpoint_ns and message.role == "system" and following.message_id not in self._record.written:
@@ -377,10 +380,9 @@ _CLEAR_ASIDE = f"""
 def _trim(state: SessionState) -> None:
     """Bound the cache of messages."""
     stored = state.message_rows
-    for own in [
-        own for own, rows in stored.items() if rows and sum(map(len, filter(None, rows[-1][8:]))) > _LONGEST_CACHED
-    ]:
-        del stored[own]
+    for own, rows in [*stored.items()]:
+        if rows and sum(map(len, filter(None, rows[-1][8:]))) > _LONGEST_CACHED:
+            del stored[own]
     while len(stored) > _MOST_CACHED:
         stored.popitem(last=False)
     if state.message_ids is not None and len(state.message_ids) > _MOST_IDS:
@@ -393,6 +395,8 @@ def restore_conversation_order(write: SessionWrite, context: RunContext, ids: It
     Messages arrive in another order where a state in which one was removed is put back, for instance.
     """
     written = context.record.written
+    if len(written) < 2:
+        return
     seqs = {write.counters.rows.get(own, written[own]): own for own in ids if own in written}
     if len(seqs) < 2:
         return
@@ -424,7 +428,7 @@ def _with_recorded_id(message: MessageEntry, aliases: Mapping[str, str]) -> Mess
 def cleaned(message: MessageEntry) -> MessageEntry:
     """Replace lone surrogates, which a database cannot store."""
     try:
-        "".join([str(getattr(message, name)) for name in _TEXTS]).encode()
+        "".join(map(str, _texts_of(message))).encode()
     except UnicodeEncodeError:
         texts: dict[str, Any] = {name: clean(t) for name in _TEXTS if isinstance(t := getattr(message, name), str)}
         return message._replace(**texts)
@@ -432,8 +436,9 @@ def cleaned(message: MessageEntry) -> MessageEntry:
 
 
 def comparison_key(message: MessageEntry) -> Key:
+    content = None if message.content is None else to_json(message.content)
     calls = to_json(list(message.tool_calls)) if message.tool_calls else None
-    return message.role, message.text, to_json(message.content), calls
+    return message.role, message.text, content, calls
 
 
 def normalized(key: Key) -> Key:
