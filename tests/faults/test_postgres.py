@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
 
 import psycopg
 import pytest
 from click.testing import CliRunner
+from langchain_core.messages import HumanMessage
 from langgraph.graph import START, MessagesState, StateGraph
 
 from session_middleware import Sessions, StorageError
@@ -17,6 +22,7 @@ from session_middleware.settings import load_settings
 from tests.support import scenarios
 from tests.support.postgres import Server, end_connections
 from tests.support.processes import Process
+from tests.support.proxy import Proxy
 
 PROCESSES = 3
 
@@ -235,6 +241,124 @@ def test_a_run_that_a_stopped_server_has_interrupted_is_resumed(own_server: Serv
         assert [m.text for m in agent.get_state(config).values["messages"]] == ["go", "begun", "answer 2"]
         assert [m.text for m in sessions.get("t").messages()] == ["go", "begun", "answer 2"]
         assert sessions.check() == []
+
+
+def test_runs_that_a_restart_interrupts_are_repeated_and_lose_nothing(own_server: Server) -> None:
+    restarted = threading.Event()
+    begun = [threading.Event() for _ in range(PROCESSES)]
+
+    def talk(thread: int, agent: Any, config: Any) -> list[str]:
+        said: list[str] = []
+        while not restarted.is_set() or len(said) < 3:
+            message = HumanMessage(f"{thread} {len(said)}", id=f"{thread}-{len(said)}")
+            with suppress(StorageError):
+                agent.invoke({"messages": [message]}, config, durability="sync")
+                said.append(message.text)
+            begun[thread].set()
+        return said
+
+    with own_server.database() as url, Sessions(url, sweep_interval=None) as sessions:
+        agent = sessions.attach(scenarios.chat().compile())
+        configs = [sessions.config(f"t{thread}") for thread in range(PROCESSES)]
+        with ThreadPoolExecutor(PROCESSES) as pool:
+            talks = pool.map(talk, range(PROCESSES), [agent] * PROCESSES, configs)
+            assert all(event.wait(60) for event in begun)
+            own_server.stop()
+            own_server.start()
+            restarted.set()
+            for thread, (said, config) in enumerate(zip(talks, configs, strict=True)):
+                state = agent.get_state(config).values["messages"]
+                assert [message.text for message in state if message.type == "human"] == said
+                recorded = [message.text for message in sessions.get(f"t{thread}").messages() if message.role == "user"]
+                assert recorded == said
+        assert sessions.check(deep=True) == []
+
+
+def test_a_run_for_which_no_connection_is_free_is_told_so_and_resumed(postgres_server: Server) -> None:
+    is_limited = []
+
+    def work(state: MessagesState) -> dict[str, object]:
+        if not is_limited:
+            is_limited.append(postgres_server.execute("ALTER ROLE limited CONNECTION LIMIT 0"))
+            end_connections(url)
+        return {"messages": [("ai", "done")]}
+
+    graph = StateGraph(MessagesState).add_node("first", lambda _: {"messages": [("ai", "begun")]})
+    graph.add_node("work", work).add_edge(START, "first").add_edge("first", "work")
+    with postgres_server.database() as url:
+        postgres_server.execute("CREATE ROLE limited LOGIN")
+        limited = url.replace("postgres@", "limited@")
+        try:
+            with psycopg.connect(url, autocommit=True) as owner:
+                owner.execute("GRANT ALL ON SCHEMA session_middleware TO limited")
+                owner.execute("GRANT ALL ON ALL TABLES IN SCHEMA session_middleware TO limited")
+            with Sessions(limited, sweep_interval=None) as sessions:
+                agent, config = sessions.attach(graph.compile()), sessions.config("t")
+                with pytest.raises(StorageError, match="too many connections"):
+                    agent.invoke({"messages": [("user", "go")]}, config, durability="sync")
+                postgres_server.execute("ALTER ROLE limited CONNECTION LIMIT -1")
+                assert agent.get_state(config).next == ("work",)
+                agent.invoke(None, config, durability="sync")
+                assert [m.text for m in sessions.get("t").messages()] == ["go", "begun", "done"]
+                assert sessions.check(deep=True) == []
+        finally:
+            with psycopg.connect(url, autocommit=True) as owner:
+                owner.execute("DROP OWNED BY limited")
+            postgres_server.execute("DROP ROLE limited")
+
+
+def test_a_connection_cut_at_any_request_loses_nothing_acknowledged(postgres_server: Server) -> None:
+    """The request arrives and its answer does not, so a commit may have been carried out or not."""
+    failed = 0
+    with (
+        postgres_server.database() as url,
+        Proxy(url) as network,
+        Sessions(network.url, sweep_interval=None) as sessions,
+    ):
+        agent = sessions.attach(scenarios.chat().compile())
+        for request in range(1, 16):
+            config = sessions.config(f"t{request}")
+            agent.invoke({"messages": [HumanMessage("before", id="1")]}, config, durability="sync")
+            again = {"messages": [HumanMessage("meanwhile", id="2")]}
+            network.cuts_at = request
+            try:
+                agent.invoke(again, config, durability="sync")
+            except StorageError as error:
+                assert "the connection failed" in str(error)  # noqa: PT017
+                failed += 1
+            network.cuts_at = 0
+            texts = [m.text for m in agent.get_state(config).values["messages"] if m.type == "human"]
+            assert texts in (["before"], ["before", "meanwhile"])
+            agent.invoke(again, config, durability="sync")
+            texts = [m.text for m in agent.get_state(config).values["messages"] if m.type == "human"]
+            assert texts == ["before", "meanwhile"]
+            recorded = [m.text for m in sessions.get(f"t{request}").messages() if m.role == "user"]
+            assert recorded == ["before", "meanwhile"]
+        assert failed >= 3
+        assert [each for each in sessions.check(deep=True) if each.kind not in ("dead_run", "dead_lease")] == []
+
+
+def test_a_slow_network_and_one_that_stalls_only_delay_runs(postgres_server: Server) -> None:
+    with (
+        postgres_server.database() as url,
+        Proxy(url) as network,
+        Sessions(network.url, sweep_interval=None) as sessions,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        agent = sessions.attach(scenarios.chat().compile())
+        network.delay_seconds = 0.003
+        network.flows.clear()
+        runs = [
+            pool.submit(agent.invoke, {"messages": [("user", f"hi {thread}")]}, sessions.config(f"t{thread}"))
+            for thread in range(4)
+        ]
+        assert network.waits.wait(60)
+        assert not any(run.done() for run in runs)
+        network.flows.set()
+        for thread, run in enumerate(runs):
+            assert run.result(60)["messages"][0].text == f"hi {thread}"
+            assert sessions.get(f"t{thread}").messages()[0].text == f"hi {thread}"
+        assert sessions.check(deep=True) == []
 
 
 def test_no_error_and_no_repr_contains_the_password(postgres_server: Server) -> None:

@@ -67,8 +67,8 @@ class Proxy:
         netloc = parts.netloc.replace(str(self._port), str(self._listening.getsockname()[1]))
         self.url = parts._replace(netloc=netloc, query="sslmode=disable").geturl()
         self.hides_notices = False  # as a transaction pooler does
-        self.cuts_at: bytes | None = None  # the answer to the next request with these bytes is lost, and its connection
-        self.was_cut = threading.Event()
+        self.cuts_at = 0  # the answer to the next request but so many is lost, and its connection; 0: none is
+        self.delay_seconds = 0.0  # of each answer
         self.flows = threading.Event()  # otherwise nothing arrives, and no connection ends
         self.flows.set()
         self.waits = threading.Event()  # something has not arrived
@@ -98,9 +98,10 @@ class Proxy:
         with suppress(OSError):
             while data := client.recv(2**16):
                 self._pass()
-                if self.cuts_at is not None and self.cuts_at in data:
-                    self.cuts_at = None
-                    lost.set()
+                if self.cuts_at and data[:1] != b"X":  # the end of a connection, which is not answered
+                    self.cuts_at -= 1
+                    if not self.cuts_at:
+                        lost.set()
                 server.sendall(data)
         _end(server)
 
@@ -111,12 +112,11 @@ class Proxy:
                 self._pass()
                 if lost.is_set():
                     break
+                threading.Event().wait(self.delay_seconds)
                 if self.hides_notices:
                     data, rest = _without_notices(rest + data)
                 client.sendall(data)
         _end(client)
-        if lost.is_set():
-            self.was_cut.set()
 
     def _pass(self) -> None:
         if not self.flows.is_set():

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors
+from psycopg.conninfo import conninfo_to_dict
 
 from session_middleware.errors import StorageError
 from session_middleware.models import Clock
@@ -34,7 +35,14 @@ T = TypeVar("T")
 
 _CONNECTIONS = 10  # at most, of a process
 _WAIT_SECONDS = 30  # for a free connection
-_CONNECT_SECONDS = 10
+# A connection to a host that is gone without a word is noticed; parameters of the URL win.
+_NETWORK = {
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
 _SETTINGS = {
     "search_path": schema.NAME,
     # The statements are written for nested loops in the order of their tables, as SQLite executes them.
@@ -112,7 +120,8 @@ class PostgresDatabase(Database):
                     connection.raw.close()
 
     def _connect(self) -> psycopg.Connection[Any]:
-        return psycopg.connect(self._url, autocommit=True, connect_timeout=_CONNECT_SECONDS)
+        parameters: dict[str, Any] = _NETWORK | conninfo_to_dict(self._url)
+        return psycopg.connect(autocommit=True, **parameters)
 
     # Transactions
 
