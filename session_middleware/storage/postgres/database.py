@@ -21,12 +21,14 @@ from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
 
 from session_middleware.errors import StorageError
-from session_middleware.models import Clock
+from session_middleware.models import Clock, Problem
 from session_middleware.settings import SessionSettings, without_secrets
 from session_middleware.storage.postgres import schema
 from session_middleware.storage.postgres.connection import PostgresConnection, RetryStatements
+from session_middleware.storage.postgres.integrity import find_deep
 from session_middleware.storage.postgres.notices import CHANNEL, Notices
 from session_middleware.storage.postgres.writer import PostgresWriter
+from session_middleware.storage.sql.checks import find
 from session_middleware.storage.sql.database import DATA_ERRORS, Database, data_error
 from session_middleware.storage.sql.engine import SqlStorage
 from session_middleware.storage.types import Watch
@@ -67,6 +69,9 @@ class PostgresStorage(SqlStorage):
 
     def __init__(self, url: str, settings: SessionSettings, *, clock: Clock) -> None:
         super().__init__(PostgresDatabase(url, synchronous=settings.synchronous), settings, clock=clock)
+
+    def _find(self, *, deep: bool) -> list[Problem]:
+        return self._database.read(lambda connection: (find_deep if deep else find)(connection, self._rules))
 
 
 class PostgresDatabase(Database):

@@ -361,8 +361,8 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             found = self._find(deep=deep)  # a repair may uncover further problems, such as orphans of orphans
         return [done for problem, done in repaired.items() if problem not in found] + found
 
-    def _find(self, *, deep: bool) -> list[Problem]:  # noqa: ARG002  # the content is compared in files only
-        return self._read(checks.find, self._rules)
+    def _find(self, *, deep: bool) -> list[Problem]:
+        raise NotImplementedError
 
     def _repair(self, problem: Problem) -> Problem:
         return self._database.write(lambda connection: checks.repair(connection, problem, self._rules), durable=False)

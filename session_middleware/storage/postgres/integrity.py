@@ -1,0 +1,42 @@
+"""The deep check of a PostgreSQL database, in one snapshot beside its users."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+
+from session_middleware.models import Problem
+from session_middleware.storage.postgres.connection import PostgresConnection
+from session_middleware.storage.sql.checks import find, without_moved
+from session_middleware.storage.sql.connection import Cursor
+from session_middleware.storage.sql.contents import Contents, columns_by_table
+from session_middleware.storage.sql.engine_context import EngineContext
+
+_PAGE = 500  # rows, all of which libpq holds in memory
+
+
+def find_deep(connection: PostgresConnection, rules: EngineContext) -> list[Problem]:
+    connection.has_savepoints = True  # a row that cannot be read does not end the transaction
+    return without_moved([*_Contents(connection).check(deep=True), *find(connection, rules)])
+
+
+class _Contents(Contents):
+    errors = (psycopg.InternalError, psycopg.DataError)  # damaged pages are internal errors
+
+    def rows(self, table: str, where: str, values: tuple[Any, ...]) -> Iterator[tuple[Cursor, tuple[Any, ...]]]:
+        if where:
+            yield from super().rows(table, where, values)
+            return
+        columns = columns_by_table()[table]
+        places = [place for place, (_, _, is_key) in enumerate(columns) if is_key]
+        key = ", ".join(columns[place][0] for place in places)
+        later, after = "", ()
+        while True:
+            page = list(super().rows(table, f"{later} ORDER BY {key} LIMIT {_PAGE}", after))
+            yield from page
+            if len(page) < _PAGE:
+                return
+            later = f"WHERE ({key}) > ({', '.join('?' * len(places))})"
+            after = tuple(page[-1][1][place] for place in places)
