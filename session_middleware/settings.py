@@ -219,7 +219,7 @@ class SessionSettings(BaseSettings):
         problems += _malformed_lines()
         if problems:
             raise InvalidSettings(problems)
-        return init_settings, env_settings, dotenv_settings
+        return (init_settings, env_settings, dotenv_settings) if given else (init_settings,)
 
 
 def _malformed_lines() -> list[str]:
