@@ -9,26 +9,24 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
+from typing import LiteralString
 
 import psycopg
 import pytest
 
 _OPTIONS = "-c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=200 -c shared_buffers=32MB"
 _TEMPLATE = "migrated"
-_EMPTY = """
+_CLOSE_OTHERS = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-        WHERE datname = current_database() AND pid <> pg_backend_pid();
-    DO $$ DECLARE name text; BEGIN
-        FOR name IN SELECT format('%I.%I', schemaname, tablename) FROM pg_tables
-                WHERE schemaname = 'session_middleware' AND tablename <> 'migrations' LOOP
-            EXECUTE 'DELETE FROM ' || name;
-        END LOOP;
-        FOR name IN SELECT format('%I.%I', schemaname, sequencename) FROM pg_sequences LOOP
-            EXECUTE format('ALTER SEQUENCE %s RESTART', name);
-        END LOOP;
-    END $$
+        WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
+_TABLES = """
+    SELECT format('%I.%I', schemaname, tablename) FROM pg_tables
+        WHERE schemaname = 'session_middleware' AND tablename <> 'migrations'
+"""
+_SEQUENCES = "SELECT format('%I.%I', schemaname, sequencename) FROM pg_sequences"
 
 
 def binaries() -> Path | None:
@@ -54,7 +52,6 @@ class Server:
         self._run("initdb", "--pgdata=data", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-sync")
         self.start()
         self._numbers = itertools.count()
-        self._has_reused = False
 
     def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(
@@ -71,6 +68,8 @@ class Server:
         self._run("pg_ctl", "--pgdata=data", "--log=log", "--wait", f"--options={options}", "start")
 
     def stop(self, mode: str = "immediate") -> None:
+        if reused := vars(self).pop("_reused", None):
+            reused[0].close()
         self._run("pg_ctl", "--pgdata=data", f"--mode={mode}", "--wait", "stop")
 
     def url(self, database: str = "postgres") -> str:
@@ -82,12 +81,19 @@ class Server:
 
     def emptied(self) -> str:
         """The URL of a migrated database without rows: the same one each time, which is faster than a new one."""
-        if not self._has_reused:
-            self.execute(f"CREATE DATABASE reused TEMPLATE {_TEMPLATE}")
-            self._has_reused = True
-        with psycopg.connect(self.url("reused"), autocommit=True, options="-c session_replication_role=replica") as own:
-            own.execute(_EMPTY)
+        connection, empty = self._reused
+        connection.execute(_CLOSE_OTHERS)
+        connection.execute(empty)
         return self.url("reused")
+
+    @cached_property
+    def _reused(self) -> tuple[psycopg.Connection[tuple[str]], LiteralString]:
+        """A connection to the reused database, and the statements that empty it. A new backend takes 20 ms."""
+        self.execute(f"CREATE DATABASE reused TEMPLATE {_TEMPLATE}")
+        own = psycopg.connect(self.url("reused"), autocommit=True, options="-c session_replication_role=replica")
+        statements = [f"DELETE FROM {table}" for (table,) in own.execute(_TABLES)]
+        statements += [f"SELECT setval('{sequence}', 1, false)" for (sequence,) in own.execute(_SEQUENCES)]
+        return own, ";".join(statements)
 
     @contextmanager
     def database(self, *, migrated: bool = True) -> Iterator[str]:
