@@ -11,6 +11,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+# Bytecode is cached whatever the caller's shell says: each process of the tests would compile all modules again.
+export PYTHONDONTWRITEBYTECODE =
+
 FLOORS := .venv-floors
 UV     := VIRTUAL_ENV=$(FLOORS) $(FLOORS)/bin/uv pip install --quiet
 # The tests that run with the lowest releases: the storage contract, the pure functions, and each part in graphs.
