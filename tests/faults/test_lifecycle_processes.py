@@ -7,6 +7,7 @@ import random
 import selectors
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from session_middleware import Sessions
 from session_middleware.storage.processes import is_gone, is_near, this_process
+from session_middleware.storage.sql.contents import columns_by_table
 from tests.support.processes import Process
 
 ROUNDS = int(os.environ.get("SESSION_FAULT_ROUNDS", "2"))
@@ -46,13 +48,12 @@ sessions.close()
 
 
 @pytest.mark.parametrize("on_limit", ["reject", "expire_oldest"])
-def test_limits_are_exact_under_many_opens_at_once_in_several_processes(tmp_path: Path, on_limit: str) -> None:
-    path = tmp_path / "sessions.db"
-    processes = [start(OPENING, path, number, on_limit) for number in range(4)]
+def test_limits_are_exact_under_many_opens_at_once_in_several_processes(each_engine: str, on_limit: str) -> None:
+    processes = [start(OPENING, each_engine, number, on_limit) for number in range(4)]
     for process in processes:
         process.say("go")
     outcomes = " ".join(process.communicate(timeout=100)[0] for process in processes).split()
-    with Sessions(path) as sessions:
+    with Sessions(each_engine) as sessions:
         opened = outcomes.count("opened")
         assert len(outcomes) == 200
         assert sessions.count(status="active") == 30
@@ -86,8 +87,8 @@ sessions.close()
 
 
 @pytest.mark.parametrize("part", ["attached", "checkpointer"])
-def test_a_run_waits_for_another_processes_run_and_takes_over_when_that_is_killed(tmp_path: Path, part: str) -> None:
-    path = tmp_path / "sessions.db"
+def test_a_run_waits_for_another_processes_run_and_takes_over_when_that_is_killed(each_engine: str, part: str) -> None:
+    path = each_engine
     first, second = start(RUNNING, path, "wait", part), start(RUNNING, path, "wait", part)
     inside = _first_to_speak([first, second])
     assert inside.stdout.readline() == "inside\n"
@@ -120,10 +121,10 @@ import random, sys
 from langgraph.graph import START, MessagesState, StateGraph
 from session_middleware import SessionError, Sessions
 
-path, seed = sys.argv[1:]
+path, seed, archives = sys.argv[1:]
 random.seed(seed)
-sessions = Sessions(path, idle_timeout="50ms", retention="200ms", on_busy="wait", sweep_interval="20ms",
-                    on_expire=random.choice(["keep", "delete", "archive", "prune"]))
+sessions = Sessions(path, archive_path=archives, idle_timeout="50ms", retention="200ms", on_busy="wait",
+                    sweep_interval="20ms", on_expire=random.choice(["keep", "delete", "archive", "prune"]))
 def node(state):
     return {"messages": [("ai", "you said " + state["messages"][-1].text)]}
 graph = sessions.attach(StateGraph(MessagesState).add_node("node", node).add_edge(START, "node").compile())
@@ -152,22 +153,110 @@ while True:
 
 
 @pytest.mark.slow
-def test_processes_killed_at_random_leave_nothing_that_a_check_finds(tmp_path: Path) -> None:
-    path = tmp_path / "sessions.db"
+def test_processes_killed_at_random_leave_nothing_that_a_check_finds(each_engine: str, tmp_path: Path) -> None:
+    path, archives = each_engine, tmp_path / "archives"
     for round_ in range(ROUNDS):
-        processes = [start(BUSY, path, f"{round_}-{number}") for number in range(3)]
+        processes = [start(BUSY, path, f"{round_}-{number}", archives) for number in range(3)]
         for process in processes:
             for _ in range(random.randrange(3, 25)):
                 assert process.stdout.readline(), process.stderr.read()
             process.kill()
         for process in processes:
             process.communicate()
-        with Sessions(path, idle_timeout="50ms", on_expire="archive", sweep_interval=None) as sessions:
+        settings: dict[str, Any] = {"idle_timeout": "50ms", "on_expire": "archive", "archive_path": archives}
+        with Sessions(path, **settings, sweep_interval=None) as sessions:
             sessions.sweep()
             found = sessions.check(repair=True)
             assert {problem.kind for problem in found} <= {"dead_lease", "dead_run"}
             assert all(problem.repaired for problem in found)
             assert sessions.check(deep=True) == []
+
+
+SWEEPING = """
+import sys
+from datetime import UTC, datetime
+from session_middleware import Sessions
+
+path, on_expire = sys.argv[1:]
+with Sessions(path, idle_timeout="1s", on_expire=on_expire, sweep_interval=None) as sessions:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print("begun", flush=True)
+    print(*(ended.session_id for ended in sessions.sweep(now=datetime(2100, 1, 1, tzinfo=UTC))), flush=True)
+"""
+
+
+@pytest.mark.parametrize("on_expire", ["keep", "delete"])
+def test_processes_that_sweep_at_once_end_each_session_once_although_one_is_killed(
+    each_engine: str, on_expire: str
+) -> None:
+    names = {f"s{number}" for number in range(60)}
+    with Sessions(each_engine, sweep_interval=None) as sessions:
+        for name in sorted(names):
+            sessions.open(name)
+    processes = [start(SWEEPING, each_engine, on_expire) for _ in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.say("go")
+    killed, *others = processes
+    assert killed.stdout.readline() == "begun\n"
+    killed.kill()
+    swept = [name for process in others for name in process.communicate(timeout=100)[0].split()[1:]]
+    killed.communicate()
+    assert len(swept) == len(set(swept))
+    with Sessions(each_engine, idle_timeout="1s", on_expire=on_expire, sweep_interval=None) as sessions:
+        sessions.sweep(now=datetime(2100, 1, 1, tzinfo=UTC))
+        if on_expire == "keep":
+            for name in names:
+                assert [event.kind for event in sessions.get(name).events()] == ["opened", "expired"]
+        else:
+            assert sessions.count() == 0
+        assert sessions.check(deep=True) == []
+
+
+SPEAKING = """
+import sys
+from session_middleware import SessionError, Sessions
+from tests.support import scenarios
+
+path, name = sys.argv[1:]
+with Sessions(path, sweep_interval=None) as sessions:
+    agent = sessions.attach(scenarios.chat().compile())
+    for turn in range(8):
+        for user in ("alice", "bob"):
+            config = sessions.config(f"{user}-{name}-{turn % 2}", user_id=user)
+            try:
+                agent.invoke({"messages": [("user", f"{user} {turn}")]}, config, durability="sync")
+                sessions.get(config["configurable"]["thread_id"]).memory.remember(f"of {user} {turn}", scope="user")
+            except SessionError:
+                assert user == "alice"
+        print(turn, flush=True)
+"""
+
+
+def test_a_user_is_forgotten_while_processes_work_for_them_and_one_is_killed(each_engine: str) -> None:
+    processes = [start(SPEAKING, each_engine, number) for number in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "0\n"
+    processes[0].kill()
+    with Sessions(each_engine, sweep_interval=None) as sessions:
+        theirs = sessions.count(user_id="alice")
+        assert sessions.forget_user("alice").sessions >= theirs > 0
+        for process in processes:
+            process.communicate(timeout=100)
+        assert [process.returncode for process in processes[1:]] == [0, 0]
+        sessions.forget_user("alice")  # what they began since
+        assert sessions.count(user_id="alice") == 0
+        database = sessions._storage._database  # type: ignore[attr-defined]
+        for table in columns_by_table():
+            rows = database.read(lambda connection, t=table: connection.execute(f"SELECT * FROM {t}").fetchall())
+            assert "alice" not in repr(rows), table
+        for number in (1, 2):
+            said = [m.text for m in sessions.get(f"bob-{number}-1").messages() if m.role == "user"]
+            assert said == ["bob 1", "bob 3", "bob 5", "bob 7"]
+        sessions.check(repair=True)
+        assert sessions.check(deep=True) == []
 
 
 def test_a_process_is_known_from_another_that_has_its_number(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -20,7 +22,7 @@ from session_middleware.cli.main import cli
 from session_middleware.models import Message
 from session_middleware.settings import load_settings
 from tests.support import scenarios
-from tests.support.postgres import Server, end_connections
+from tests.support.postgres import Server, end_connections, start
 from tests.support.processes import Process
 from tests.support.proxy import Proxy
 
@@ -195,12 +197,7 @@ def test_a_connection_lost_in_a_transaction_fails_the_write_and_the_next_one_wor
 
 
 @pytest.fixture
-def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    import tempfile
-    from pathlib import Path
-
-    from tests.support.postgres import start
-
+def own_server() -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
         server = start(Path(folder))
         yield server
@@ -422,18 +419,38 @@ def test_a_statement_that_takes_too_long_is_named_and_the_run_goes_on_after_it(p
         assert sessions.check() == []
 
 
-def test_a_server_that_allows_no_writes_can_be_read(postgres_url: str) -> None:
-    """As a replica is."""
-    with Sessions(postgres_url, sweep_interval=None) as sessions:
+@pytest.fixture(params=["setting", "replica"])
+def readable(request: pytest.FixtureRequest, postgres_server: Server) -> Iterator[tuple[str, Callable[[], str]]]:
+    """The URL of a database, and a function that returns the URL of a server that only reads what is there then."""
+    with ExitStack() as opened:
+        url = opened.enter_context(postgres_server.database())
+
+        def replica() -> str:
+            if request.param == "setting":
+                return f"{url}?options=-c%20default_transaction_read_only%3Don"
+            folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+            server = Server(folder, replica_of=postgres_server.url())
+            opened.callback(server.stop)
+            return server.url(url.rsplit("/", 1)[1])
+
+        yield url, replica
+
+
+def test_a_server_that_allows_no_writes_can_be_read(readable: tuple[str, Callable[[], str]]) -> None:
+    url, replica = readable
+    with Sessions(url, sweep_interval=None) as sessions:
         agent = sessions.attach(scenarios.chat().compile())
         agent.invoke({"messages": [("user", "hi")]}, sessions.config("t"))
         said = sessions.get("t").messages()
-    url = f"{postgres_url}?options=-c%20default_transaction_read_only%3Don"
-    with Sessions(url, sweep_interval=None) as sessions:
+    with Sessions(replica(), sweep_interval=None) as sessions:
         agent = sessions.attach(scenarios.chat().compile())
-        assert sessions.get("t").messages() == said
+        session = sessions.get("t")
+        assert session.messages() == said
+        assert sessions.search("hi")[0].text == "hi"
+        assert list(session.follow(timeout="1ms")) == session.timeline()
         assert sessions.count() == 1
         assert [m.text for m in agent.get_state(sessions.config("t")).values["messages"]] == [m.text for m in said]
+        assert sessions.check(deep=True) == []
         with pytest.raises(StorageError, match="read-only"):
             sessions.open("u")
         with pytest.raises(StorageError, match="read-only"):

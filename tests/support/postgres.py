@@ -39,7 +39,7 @@ def binaries() -> Path | None:
 class Server:
     """A running server. As root it runs as the user `postgres`, because it refuses to run as root."""
 
-    def __init__(self, folder: Path, options: str = "") -> None:
+    def __init__(self, folder: Path, options: str = "", replica_of: str | None = None) -> None:
         found = binaries()
         assert found is not None
         self._bin, self.folder, self._options = found, folder, options
@@ -49,7 +49,11 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self._run("initdb", "--pgdata=data", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-sync")
+        if replica_of is None:
+            self._run("initdb", "--pgdata=data", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-sync")
+        else:
+            copy = ("--pgdata=data", "--write-recovery-conf", "--checkpoint=fast", "--no-sync")
+            self._run("pg_basebackup", f"--dbname={replica_of}", *copy)
         self.start()
         self._numbers = itertools.count()
 
