@@ -12,16 +12,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 from uuid import UUID
 
-from session_middleware.errors import (
-    InvalidArgument,
-    InvalidIdentity,
-    InvalidSessionId,
-    InvalidTransition,
-    SessionAccessDenied,
-    SessionClosed,
-    SessionExpired,
-    SessionNotFound,
-)
+from session_middleware import errors
 from session_middleware.models import (
     MAX_ID_LENGTH,
     Access,
@@ -63,19 +54,19 @@ def check_transition(session_id: str, status: Status, to: Status) -> str:
     try:
         return TRANSITIONS[status, to]
     except KeyError:
-        raise InvalidTransition(session_id, status=status, to=to) from None
+        raise errors.InvalidTransition(session_id, status=status, to=to) from None
 
 
 def check_visibility(session: SessionInfo, visibility: Visibility | None) -> None:
     """Raise `InvalidArgument` for group visibility of a session without a group."""
     if visibility in ("group", "group-write") and session.group_id is None:
-        raise InvalidArgument("visibility", visibility, wanted="the session a group_id when it is opened")
+        raise errors.InvalidArgument("visibility", visibility, wanted="the session a group_id when it is opened")
 
 
 def check_open(session_id: str, status: Status) -> None:
     """Raise `InvalidTransition` for a session that is neither active nor idle."""
     if status not in OPEN:
-        raise InvalidTransition(session_id, status=status, to="active")
+        raise errors.InvalidTransition(session_id, status=status, to="active")
 
 
 # Ids
@@ -89,18 +80,18 @@ def session_id_of(given: object) -> str:
             characters, or text that a database cannot store.
     """
     if given is None:
-        raise InvalidSessionId("this run has no thread id")
+        raise errors.InvalidSessionId("this run has no thread id")
     if isinstance(given, SessionInfo):
         return given.id
     if problem := _problem_of(given):
-        raise InvalidSessionId(f"a thread id {problem}")
+        raise errors.InvalidSessionId(f"a thread id {problem}")
     return str(given)
 
 
 def owner_id_of(name: str, given: object) -> str:
     """Convert the id of a user or group to text, as `session_id_of`. Raises `InvalidIdentity`, which names it."""
     if problem := _problem_of(given):
-        raise InvalidIdentity(f"a {name} {problem}")
+        raise errors.InvalidIdentity(f"a {name} {problem}")
     return str(given)
 
 
@@ -113,7 +104,7 @@ def owner_ids_of(name: str, given: object) -> tuple[str, ...]:
     """Convert the ids of groups, or a single one, to text. ``None`` names none. Raises `InvalidIdentity`."""
     ids = (given,) if isinstance(given, str) else () if given is None else given
     if not isinstance(ids, Iterable) or isinstance(ids, (bytes, Mapping)):
-        raise InvalidIdentity(f"{name} is a list of ids, and no {type(given).__name__}")
+        raise errors.InvalidIdentity(f"{name} is a list of ids, and no {type(given).__name__}")
     return tuple(owner_id_of(name, each) for each in ids)
 
 
@@ -238,9 +229,9 @@ def is_found_by(session: SessionInfo, identity: Identity) -> bool:
 def check_theirs(session: SessionInfo, identity: Identity, *, reading: bool = False) -> None:
     """Raise `SessionNotFound` unless `is_found_by`, and `SessionAccessDenied` for a change by a reader."""
     if not is_found_by(session, identity):
-        raise SessionNotFound(session.id)
+        raise errors.SessionNotFound(session.id)
     if not reading and not may_write(session, identity):
-        raise SessionAccessDenied(session.id, user_id=identity.user_id, may_read=True)
+        raise errors.SessionAccessDenied(session.id, user_id=identity.user_id, may_read=True)
 
 
 def is_vouched_for(identity: Identity, access: Access) -> bool:
@@ -251,7 +242,7 @@ def is_vouched_for(identity: Identity, access: Access) -> bool:
 def check_access(session: SessionInfo, identity: Identity, access: Access = "owner", *, reading: bool = False) -> None:
     """Raise `SessionAccessDenied` unless `identity` may run in the session or, `reading`, read it."""
     if not (may_read if reading else may_write)(session, identity) and not is_vouched_for(identity, access):
-        raise SessionAccessDenied(session.id, user_id=identity.user_id, may_read=may_read(session, identity))
+        raise errors.SessionAccessDenied(session.id, user_id=identity.user_id, may_read=may_read(session, identity))
 
 
 def admit(session: SessionInfo | None, settings: SessionSettings, now: datetime) -> Admission:
@@ -267,10 +258,10 @@ def admit(session: SessionInfo | None, settings: SessionSettings, now: datetime)
     if status == "expired":
         on_resume = terms_of(session, settings).on_resume
         if on_resume == "reject":
-            raise SessionExpired(session.id, since=expires_at(session, settings))
+            raise errors.SessionExpired(session.id, since=expires_at(session, settings))
         return "revived" if on_resume == "revive" else "fresh"
     if status in OPEN:
         return "resumed"
     if settings.on_closed == "reject":
-        raise SessionClosed(session.id, status=status)
+        raise errors.SessionClosed(session.id, status=status)
     return "reopened"

@@ -17,21 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from session_middleware import __version__
-from session_middleware.cli import operator
-from session_middleware.cli.common import (
-    USAGE_ERRORS,
-    console_of_stdout,
-    database_command,
-    db_option,
-    error_text,
-    json_option,
-    new_db_option,
-    print_result,
-    session_argument,
-    settings_of,
-    status_option,
-    user_option,
-)
+from session_middleware.cli import common, operator
 from session_middleware.display.text import plural
 from session_middleware.errors import SessionError
 
@@ -52,8 +38,8 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except SessionError as error:
-            failure = _InvalidArgument if isinstance(error, USAGE_ERRORS) else click.ClickException
-            raise failure(error_text(error)) from error
+            failure = _InvalidArgument if isinstance(error, common.USAGE_ERRORS) else click.ClickException
+            raise failure(common.error_text(error)) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,14 +48,14 @@ def cli() -> None:
     """Sessions for LangGraph agents, in one SQLite file."""
 
 
-@database_command
-@user_option
-@status_option
+@common.database_command
+@common.user_option
+@common.status_option
 @click.option("--archived", is_flag=True, help="Only archived sessions.")
 @click.option(
     "--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True, help="The most rows to show."
 )
-@json_option
+@common.json_option
 def list_command(
     sessions: Sessions, user_id: str | None, status: Any, archived: bool, limit: int, as_json: bool
 ) -> None:
@@ -80,19 +66,19 @@ def list_command(
 
     if archived:
         files = sessions.list_archived(user_id=user_id, limit=limit)
-        print_result(files, tables.archives_table(files), as_json=as_json)
+        common.print_result(files, tables.archives_table(files), as_json=as_json)
         return
     found = sessions.list(user_id=user_id, status=status, limit=limit)
-    print_result(found, tables.sessions_table(found), as_json=as_json)
+    common.print_result(found, tables.sessions_table(found), as_json=as_json)
     total = 0 if as_json else sessions.count(user_id=user_id, status=status)
     if total > len(found):
         click.echo(f"{len(found)} of {total}; see more with --limit {total}")
 
 
-@database_command
-@session_argument
+@common.database_command
+@common.session_argument
 @click.option("--full", is_flag=True, help="All records, with their whole text.")
-@json_option
+@common.json_option
 def show(sessions: Sessions, session_id: str, full: bool, as_json: bool) -> None:
     """Show the timeline of a session.
 
@@ -105,11 +91,11 @@ def show(sessions: Sessions, session_id: str, full: bool, as_json: bool) -> None
     records = session.timeline()
     rows = [{"record": kind_of(each), **each.model_dump(mode="json")} for each in records]
     value = {"session": session, "stats": session.stats(), "timeline": rows} if as_json else None
-    print_result(value, timeline(session, records, full=full), as_json=as_json)
+    common.print_result(value, timeline(session, records, full=full), as_json=as_json)
 
 
 @cli.command()
-@new_db_option
+@common.new_db_option
 @click.option("--thread", metavar="ID", help="The session to open or resume. [default: a new one]")
 @click.option("--user", "user_id", metavar="ID", help="The owner of the session.")
 @click.option(
@@ -125,7 +111,7 @@ def chat(db: str | None, thread: str | None, user_id: str | None, name: str | No
     from session_middleware.sessions import Sessions
 
     with Sessions(db) as sessions:
-        converse(sessions, console_of_stdout(), thread=thread, user_id=user_id, model=model)
+        converse(sessions, common.console_of_stdout(), thread=thread, user_id=user_id, model=model)
 
 
 def _make_model(name: str | None) -> BaseChatModel | None:
@@ -145,7 +131,7 @@ def _make_model(name: str | None) -> BaseChatModel | None:
 
 @cli.command("import-checkpoints")
 @click.argument("source")
-@new_db_option
+@common.new_db_option
 @click.option(
     "--allow", "allowed", multiple=True, metavar="MODULE:CLASS", help="A class of the state; may be repeated."
 )
@@ -204,18 +190,18 @@ def _import_types(allowed: Sequence[str]) -> list[tuple[str, str]]:
 
 
 @cli.command()
-@db_option
-@json_option
+@common.db_option
+@common.json_option
 def doctor(db: str | None, as_json: bool) -> None:
     """Report versions, sizes and problems. Exit code 1 when there is a problem."""
     from session_middleware.cli.doctor import diagnosis_picture, examine
     from session_middleware.storage.factory import file_path, is_postgres
 
-    settings = settings_of(db)
+    settings = common.settings_of(db)
     if is_postgres(settings.storage_url):
         raise click.UsageError("doctor examines a file; validate a PostgreSQL database with check --db URL")
     diagnosis = examine(file_path(settings.storage_url), settings)
-    print_result(diagnosis, diagnosis_picture(diagnosis), as_json=as_json)
+    common.print_result(diagnosis, diagnosis_picture(diagnosis), as_json=as_json)
     if diagnosis["problems"]:
         raise click.exceptions.Exit(1)
 

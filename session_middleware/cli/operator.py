@@ -9,21 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from session_middleware.cli.common import (
-    console_of_stdout,
-    database_command,
-    db_option,
-    existing,
-    existing_file,
-    json_option,
-    new_db_option,
-    print_result,
-    session_argument,
-    settings_of,
-    status_option,
-    user_option,
-    yes_option,
-)
+from session_middleware.cli import common
 from session_middleware.display.text import plural, span_text
 from session_middleware.errors import InvalidArgument, SessionNotFound
 
@@ -36,11 +22,11 @@ if TYPE_CHECKING:
 _dry_run_option = click.option("--dry-run", is_flag=True, help="Only report what would be deleted.")
 
 
-@database_command
+@common.database_command
 @click.option("--by", type=click.Choice(["user", "group", "session", "model", "tool", "day"]), default="user")
-@user_option
+@common.user_option
 @click.option("--since", metavar="TIME", help="A day such as 2026-01-31, or an age such as 7d.")
-@json_option
+@common.json_option
 def usage(sessions: Sessions, by: Any, user_id: str | None, since: str | None, as_json: bool) -> None:
     """Sum the calls, tokens and cost of models.
 
@@ -49,7 +35,7 @@ def usage(sessions: Sessions, by: Any, user_id: str | None, since: str | None, a
     from session_middleware.cli.tables import usage_table
 
     found = sessions.usage(by, user_id=user_id, since=_moment(since))
-    print_result(found, usage_table(by, found), as_json=as_json)
+    common.print_result(found, usage_table(by, found), as_json=as_json)
 
 
 def _moment(since: str | None) -> datetime | None:
@@ -67,13 +53,13 @@ def _moment(since: str | None) -> datetime | None:
 
 
 @click.command()
-@db_option
+@common.db_option
 @click.option("--dry-run", is_flag=True, help="Only report which sessions would be ended.")
 @click.option("--idle-timeout", metavar="DURATION", help="Such as 30m or 7d. [default: SESSION_IDLE_TIMEOUT, or 7d]")
 @click.option("--older-than", metavar="DURATION", help="Delete sessions inactive for longer than this, such as 90d.")
-@status_option
-@yes_option
-@json_option
+@common.status_option
+@common.yes_option
+@common.json_option
 def sweep(
     db: str | None,
     dry_run: bool,
@@ -95,7 +81,7 @@ def sweep(
 
     duration_of("--idle-timeout", idle_timeout)
     age_of("--older-than", older_than)
-    with existing(db, **({"idle_timeout": idle_timeout} if idle_timeout else {})) as sessions:
+    with common.existing(db, **({"idle_timeout": idle_timeout} if idle_timeout else {})) as sessions:
         if older_than and not dry_run and not yes:
             count = len(sessions.sweep(dry_run=True, older_than=older_than, status=status))
             if count:
@@ -103,17 +89,19 @@ def sweep(
                     f"Delete {plural(count, 'session')} last active more than {older_than} ago?", abort=True, err=True
                 )
         ended = list(sessions.sweep(dry_run=dry_run, older_than=older_than, status=status))
-        print_result(ended, sweep_table(ended), as_json=as_json)
+        common.print_result(ended, sweep_table(ended), as_json=as_json)
         if not as_json:
             timeout = sessions.settings.idle_timeout
             rule = f"idle for {span_text(timeout)}" if timeout else "no idle timeout"
             rule = f"older than {older_than}" if older_than else rule
-            console_of_stdout().print(f"{len(ended)} {'would be ended' if dry_run else 'ended'}; the rule is {rule}")
+            common.console_of_stdout().print(
+                f"{len(ended)} {'would be ended' if dry_run else 'ended'}; the rule is {rule}"
+            )
 
 
-@database_command
-@session_argument
-@json_option
+@common.database_command
+@common.session_argument
+@common.json_option
 def explain(sessions: Sessions, session_id: str, as_json: bool) -> None:
     """Explain the status and next change of a session.
 
@@ -130,14 +118,14 @@ def _explain(sessions: Sessions, session_id: str, *, as_json: bool = False) -> N
     explanation = sessions.explain(session_id)
     if explanation.status == "unknown":
         raise SessionNotFound(session_id)
-    print_result(explanation, Group(line(("", ""), explanation.text)), as_json=as_json)
+    common.print_result(explanation, Group(line(("", ""), explanation.text)), as_json=as_json)
 
 
-@database_command
-@session_argument
+@common.database_command
+@common.session_argument
 @_dry_run_option
-@yes_option
-@json_option
+@common.yes_option
+@common.json_option
 def delete(sessions: Sessions, session_id: str, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Delete a session or its archive. Its id stays reserved for its owner."""
     from session_middleware.cli.health import deletion_picture
@@ -151,7 +139,7 @@ def delete(sessions: Sessions, session_id: str, dry_run: bool, yes: bool, as_jso
         click.confirm(f"Delete {noun} {session_id!r}{running}?", abort=True, err=True)
     counts = _counts_of(session) if dry_run else sessions.delete(session_id)
     value = {**counts._asdict(), "dry_run": dry_run}
-    print_result(value, deletion_picture(counts, dry_run=dry_run), as_json=as_json)
+    common.print_result(value, deletion_picture(counts, dry_run=dry_run), as_json=as_json)
 
 
 def _counts_of(session: Session | None) -> DeletionCounts:
@@ -171,16 +159,16 @@ def _counts_of(session: Session | None) -> DeletionCounts:
     )
 
 
-@database_command
-@session_argument
+@common.database_command
+@common.session_argument
 def restore(sessions: Sessions, session_id: str) -> None:
     """Restore an archived session unchanged. Its idle time starts now."""
     sessions.restore(session_id)
     _explain(sessions, session_id)
 
 
-@database_command
-@session_argument
+@common.database_command
+@common.session_argument
 @click.option("--why", metavar="TEXT", help="The reason, recorded with the pin and the event.")
 @click.option("--by", metavar="NAME", help="The person who asked for it.")
 def pin(sessions: Sessions, session_id: str, why: str | None, by: str | None) -> None:
@@ -189,8 +177,8 @@ def pin(sessions: Sessions, session_id: str, why: str | None, by: str | None) ->
     _explain(sessions, session_id)
 
 
-@database_command
-@session_argument
+@common.database_command
+@common.session_argument
 def unpin(sessions: Sessions, session_id: str) -> None:
     """End the exemption of a pinned session. Its idle time starts now."""
     sessions.get(session_id).unpin()
@@ -198,24 +186,24 @@ def unpin(sessions: Sessions, session_id: str) -> None:
 
 
 @click.command()
-@db_option
+@common.db_option
 @click.option("--deep", is_flag=True, help="Read every row, and compare state with its checksums.")
 @click.option("--repair", is_flag=True, help="Recompute counters and indexes, and delete orphaned rows.")
-@json_option
+@common.json_option
 def check(db: str | None, deep: bool, repair: bool, as_json: bool) -> None:
     """Check a database, which may be damaged. Exit code 1 when a problem is left."""
     from session_middleware.cli.health import problems_picture
     from session_middleware.storage.factory import is_postgres
 
-    if repair or is_postgres(settings_of(db).storage_url):
-        with existing(db, sweep_interval=None) as sessions:
+    if repair or is_postgres(common.settings_of(db).storage_url):
+        with common.existing(db, sweep_interval=None) as sessions:
             problems = sessions.check(repair=repair, deep=deep)
     else:
         from session_middleware.settings import load_settings
         from session_middleware.storage.sqlite.integrity import check_file
 
-        problems = check_file(existing_file(db), load_settings(), deep=deep)
-    print_result(problems, problems_picture(problems), as_json=as_json)
+        problems = check_file(common.existing_file(db), load_settings(), deep=deep)
+    common.print_result(problems, problems_picture(problems), as_json=as_json)
     if not all(problem.repaired for problem in problems):
         raise click.exceptions.Exit(1)
 
@@ -238,12 +226,12 @@ def copy(source: str, target: str) -> None:
         bar.update(done - bar.pos)
 
     def storage_of(place: str) -> SqlStorage:
-        storage = open_storage(settings_of(place), utc_now)
+        storage = open_storage(common.settings_of(place), utc_now)
         opened.callback(storage.close)
         return storage
 
     with ExitStack() as opened:
-        copied = storage_of(source if is_postgres(source) else existing_file(source))
+        copied = storage_of(source if is_postgres(source) else common.existing_file(source))
         with click.progressbar(length=1, label="copying rows", file=sys.stderr) as bar:
             counts = copy_database(copied, storage_of(target), progress=advance)
     click.echo(
@@ -253,7 +241,7 @@ def copy(source: str, target: str) -> None:
 
 
 @click.command()
-@new_db_option
+@common.new_db_option
 @click.option("--sql", "as_sql", is_flag=True, help="Print the SQL for PostgreSQL, and change nothing.")
 @click.option(
     "--partitions", type=click.IntRange(2, 1000), help="With --sql: make each table this many hash partitions."
@@ -276,11 +264,11 @@ def migrate(db: str | None, as_sql: bool, partitions: int | None) -> None:
         click.echo(f"the tables are in {sessions._storage.name}")
 
 
-@database_command
+@common.database_command
 @click.argument("user_id", metavar="USER")
 @_dry_run_option
-@yes_option
-@json_option
+@common.yes_option
+@common.json_option
 def forget(sessions: Sessions, user_id: str, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Delete all data of a user and print a receipt. Exit code 1 when the files still hold some of it."""
     from session_middleware.cli.health import erasure_picture, has_data
@@ -291,12 +279,12 @@ def forget(sessions: Sessions, user_id: str, dry_run: bool, yes: bool, as_json: 
             question = f"Delete {plural(receipt.sessions, 'session')} and all other data of {user_id!r}?"
             click.confirm(question, abort=True, err=True)
         receipt = sessions.forget_user(user_id)
-    print_result(receipt, erasure_picture(receipt), as_json=as_json)
+    common.print_result(receipt, erasure_picture(receipt), as_json=as_json)
     if receipt.pending:
         raise click.exceptions.Exit(1)
 
 
-@database_command
+@common.database_command
 @click.argument("user_id", metavar="USER")
 @click.option("--reason", metavar="TEXT", help="Recorded with the events.")
 @click.option("--lift", is_flag=True, help="Admit the user again.")

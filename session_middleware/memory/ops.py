@@ -26,8 +26,8 @@ from langgraph.store.base import (
 from session_middleware.errors import InvalidMemoryArgument, UnserializableValue
 from session_middleware.memory.scopes import OWNED, Namespace, Owners, check_namespace, is_visible
 from session_middleware.settings import is_minutes
+from session_middleware.storage import validation
 from session_middleware.storage.memory_types import MemoryPut, joined
-from session_middleware.storage.validation import check_count, check_mapping, check_string, check_strings
 
 
 def check_ops(ops: Iterable[Op]) -> None:
@@ -56,7 +56,7 @@ def _check_put(op: PutOp) -> None:
     if not op.namespace:
         raise InvalidNamespaceError("the namespace of an item is empty; give it a label")
     if op.index is not None and op.index is not False:
-        check_strings("index", op.index, "paths, or False")
+        validation.check_strings("index", op.index, "paths, or False")
     if op.ttl is not None and not is_minutes(op.ttl):
         raise InvalidMemoryArgument(
             f"ttl={reprlib.repr(op.ttl)} is no duration", "give minutes, more than 0 and at most 100 years"
@@ -65,14 +65,14 @@ def _check_put(op: PutOp) -> None:
 
 def _check_read(op: Op) -> None:
     if isinstance(op, (SearchOp, ListNamespacesOp)):
-        check_count("limit", op.limit)
-        check_count("offset", op.offset)
+        validation.check_count("limit", op.limit)
+        validation.check_count("offset", op.offset)
     if isinstance(op, SearchOp):
         check_labels(op.namespace_prefix)
-        check_mapping("filter", op.filter)
-        check_string("query", op.query or "")
+        validation.check_mapping("filter", op.filter)
+        validation.check_string("query", op.query or "")
     elif isinstance(op, ListNamespacesOp):
-        check_count("max_depth", op.max_depth or 0)
+        validation.check_count("max_depth", op.max_depth or 0)
         for condition in op.match_conditions or ():
             check_labels(condition.path, ids_anywhere=condition.match_type == "suffix")
     else:
@@ -194,7 +194,7 @@ def is_text(text: str) -> bool:
 
 
 def check_key(key: object) -> None:
-    check_string("key", key)
+    validation.check_string("key", key)
     if not is_text(str(key)):
         raise UnserializableValue(
             f"the memory key {key!r} contains half of a surrogate pair", advice="use text that can be written as UTF-8"

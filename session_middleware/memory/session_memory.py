@@ -15,20 +15,13 @@ from session_middleware.memory.results import Memory
 from session_middleware.memory.scopes import SCOPES, Namespace, both_of, namespace_of, visible_namespaces
 from session_middleware.memory.session_recall import Duration, Namespaces, SessionRecall, Stored, Texts
 from session_middleware.models import Scope
+from session_middleware.storage import validation
 from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.memory_types import MemoryItemPut, MemoryPut, MemoryQuery, text_of
 from session_middleware.storage.search.tokenizer import contains_all
-from session_middleware.storage.validation import (
-    check_always,
-    check_mapping,
-    check_string,
-    check_type,
-    checked_ttl,
-    suggesting,
-)
 
 
-@suggesting
+@validation.suggesting
 class SessionMemory(SessionRecall):
     """The memory of a session. Every method has an async twin with the prefix ``a``."""
 
@@ -59,10 +52,10 @@ class SessionMemory(SessionRecall):
             UnserializableValue: the dict is not JSON.
         """
         _check_content(text_or_dict)
-        check_mapping("metadata", metadata)
+        validation.check_mapping("metadata", metadata)
         if message_id is not None:
-            check_string("message_id", message_id)
-        check_always(always)
+            validation.check_string("message_id", message_id)
+        validation.check_always(always)
         namespace, other = both_of(namespace_of(scope, self._owners), always=always)
         key = self._indexer.new_id() if key is None else key
         check_key(key)
@@ -75,7 +68,7 @@ class SessionMemory(SessionRecall):
             message_id,
             paths=(),
             embed=self._indexer.embeds and text_of(value) != "",
-            ttl=checked_ttl(ttl),
+            ttl=validation.checked_ttl(ttl),
         )
         self._storage.put_memories([_deletion(other, key), put], context=self._context)
         self._indexer.embed_items()
@@ -100,7 +93,7 @@ class SessionMemory(SessionRecall):
             )
         namespace = namespace_of(scope, self._owners)
         if query is not None:
-            check_string("query", query)
+            validation.check_string("query", query)
         if key is not None:
             check_key(key)
             items = self._of_key(namespace, key)
@@ -218,7 +211,7 @@ class HasOwnMemory(Protocol):
 def check_own(session: HasOwnMemory | None) -> None:
     """Raises `InvalidMemoryArgument` for anything but a session and ``None``."""
     if session is not None:
-        check_type("session", session, HasOwnMemory, "a Session, such as sessions.get('thread-42')")
+        validation.check_type("session", session, HasOwnMemory, "a Session, such as sessions.get('thread-42')")
 
 
 @runtime_checkable

@@ -26,21 +26,11 @@ from session_middleware.memory.indexer import MemoryIndexer
 from session_middleware.memory.results import Memory
 from session_middleware.memory.scopes import SCOPES, Namespace, Owners, both_of, is_always, visible_namespaces
 from session_middleware.models import Role, Scope
+from session_middleware.storage import validation
 from session_middleware.storage.executor import async_twin
 from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory, text_of
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.validation import (
-    check_always,
-    check_callable,
-    check_count,
-    check_mapping,
-    check_members,
-    check_moment,
-    check_string,
-    check_strings,
-    check_weight,
-)
 
 Memories: TypeAlias = list[Memory]  # in the class below, `list` is a method
 Kind: TypeAlias = Literal["item", "message"]
@@ -118,11 +108,11 @@ class SessionRecall:
             recency: the weight of a memory's age: a share of the score that halves every 30 days.
             explain: return the parts of the score in `Memory.parts`.
         """
-        check_count("k", k)
-        check_count("window", window)
-        check_moment("since", since)
-        check_mapping("filter", filter)
-        check_weight("recency", recency)
+        validation.check_count("k", k)
+        validation.check_count("window", window)
+        validation.check_moment("since", since)
+        validation.check_mapping("filter", filter)
+        validation.check_weight("recency", recency)
         asked = self._query(query, scopes, kinds, roles)._replace(filter=filter, since=since, limit=k)
         if not asked.namespaces and not asked.whose:
             return Rows()
@@ -149,9 +139,9 @@ class SessionRecall:
 
         Each text comes once. Messages without content of their own, which only their neighbours match, are left out.
         """
-        check_count("k", k)
-        check_always(always)
-        check_strings("unless_in", unless_in)
+        validation.check_count("k", k)
+        validation.check_always(always)
+        validation.check_strings("unless_in", unless_in)
         asked = self._query(query, scopes, kinds, roles)
         first = self._always(scopes) if always else []
         if not k or not (asked.namespaces or asked.whose):
@@ -186,9 +176,9 @@ class SessionRecall:
         The text is data that others may have written: put it into a user message, not into the system message.
         It stands between two marks that do not occur in it.
         """
-        check_count("budget_tokens", budget_tokens)
-        check_strings("unless_in", unless_in)
-        check_callable("count_tokens", count_tokens, "a function from text to a number of tokens")
+        validation.check_count("budget_tokens", budget_tokens)
+        validation.check_strings("unless_in", unless_in)
+        validation.check_callable("count_tokens", count_tokens, "a function from text to a number of tokens")
         memories = self.select(
             query, k, scopes=scopes, kinds=kinds, roles=roles, always=always, unless_in=[query, *unless_in]
         )
@@ -201,14 +191,14 @@ class SessionRecall:
 
     def list(self, scopes: Sequence[Scope] = ("session",), *, filter: dict[str, Any] | None = None) -> Memories:
         """All items of these scopes, the oldest first; scopes that the session has no id for are skipped."""
-        check_mapping("filter", filter)
+        validation.check_mapping("filter", filter)
         namespaces = visible_namespaces(self._owners, scopes)
         found = self._storage.search_memories(MemoryQuery(namespaces, prefix=True, limit=sys.maxsize, filter=filter))
         return Rows(self._memory(stored) for stored in found)
 
     def last_said(self, count: int = 12) -> Texts:
         """The texts of the last messages of this session by users and assistants, oldest first."""
-        check_count("count", count)
+        validation.check_count("count", count)
         self._indexer.settle()
         messages = self._storage.list_messages_around(self._session_id, None, before=count)
         return [message.text for message in messages if message.role in ("user", "assistant")]
@@ -226,9 +216,9 @@ class SessionRecall:
 
     def _query(self, query: str, scopes: Sequence[Scope], kinds: Sequence[Kind], roles: Sequence[Role]) -> MemoryQuery:
         """A query for items in and below the scopes' namespaces, and for messages."""
-        check_string("query", query)
-        check_members("kinds", kinds, KINDS)
-        check_members("roles", roles, ROLES)
+        validation.check_string("query", query)
+        validation.check_members("kinds", kinds, KINDS)
+        validation.check_members("roles", roles, ROLES)
         namespaces = visible_namespaces(self._owners, scopes)
         whose: list[MessageScope] = []
         is_shared = self._owner_id != self._owners.user  # its messages are not among those of the user

@@ -10,18 +10,7 @@ from __future__ import annotations
 import random
 from datetime import UTC, datetime, timedelta
 
-from session_middleware import lifecycle
-from session_middleware.errors import (
-    LeaseLost,
-    SessionAccessDenied,
-    SessionBusy,
-    SessionClosed,
-    SessionError,
-    SessionExists,
-    SessionExpired,
-    SessionLimitReached,
-    UserRevoked,
-)
+from session_middleware import errors, lifecycle
 from session_middleware.models import Admission, Identity, SessionInfo, to_text
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.checkpoints import latest_checkpoint
@@ -40,27 +29,33 @@ from session_middleware.storage.sql.sessions import (
 _MAX_EARLY = 256  # sessions that do not exist yet, with refused runs
 _SECOND = len("2026-01-31T12:00:00")
 _QUIET = timedelta(minutes=10)  # a session that was active since is not old enough for any sweep
-_REASONS: dict[type[SessionError], str] = {  # of the event; the first that matches
-    SessionAccessDenied: "owner",
-    SessionExpired: "expired",
-    SessionClosed: "closed",
-    SessionLimitReached: "limit",
-    LeaseLost: "lease",
-    SessionBusy: "busy",
+_REASONS: dict[type[errors.SessionError], str] = {  # of the event; the first that matches
+    errors.SessionAccessDenied: "owner",
+    errors.SessionExpired: "expired",
+    errors.SessionClosed: "closed",
+    errors.SessionLimitReached: "limit",
+    errors.LeaseLost: "lease",
+    errors.SessionBusy: "busy",
 }
-REFUSALS = (SessionAccessDenied, SessionBusy, SessionClosed, SessionExpired, SessionLimitReached)
+REFUSALS = (
+    errors.SessionAccessDenied,
+    errors.SessionBusy,
+    errors.SessionClosed,
+    errors.SessionExpired,
+    errors.SessionLimitReached,
+)
 
 
-def reason_of(error: SessionError) -> str:
+def reason_of(error: errors.SessionError) -> str:
     return next(reason for kind, reason in _REASONS.items() if isinstance(error, kind))
 
 
-def refuse(connection: Connection, context: RunContext, error: SessionError, rules: EngineContext) -> None:
+def refuse(connection: Connection, context: RunContext, error: errors.SessionError, rules: EngineContext) -> None:
     """Append an event of a refusal, one for a whole run."""
     session_id, user_id = context.session_id, context.identity.user_id
     if not context.refused:
         is_recorded = events.deny(connection, session_id, reason_of(error), user_id, rules.clock())
-        if not is_recorded and isinstance(error, SessionBusy) and len(rules.early_denials) < _MAX_EARLY:
+        if not is_recorded and isinstance(error, errors.SessionBusy) and len(rules.early_denials) < _MAX_EARLY:
             rules.early_denials.setdefault(session_id, {})[context.run_id] = user_id
         context.refused = context.run_id is not None
 
@@ -96,7 +91,7 @@ class Admitting:
         if context.admission is None:
             try:
                 self._decide(session)
-            except SessionClosed:
+            except errors.SessionClosed:
                 if not context.reading:  # reading a closed session is no run of it
                     raise
         context.is_exposed = self._is_exposed(session)
@@ -108,7 +103,7 @@ class Admitting:
         session, version = session_rows.find_with_version(self.connection, self.session_id, self.rules)
         hand = self.context.handle
         if hand is not None and (session is None or session.incarnation != hand.incarnation):
-            raise SessionClosed(self.session_id, status="deleted")
+            raise errors.SessionClosed(self.session_id, status="deleted")
         return session, version
 
     def _is_exposed(self, session: SessionInfo | None) -> bool:
@@ -149,13 +144,13 @@ class Admitting:
             return
         is_checked = not lifecycle.is_vouched_for(self.identity, settings.access)
         if is_checked and tombstone.user_id not in (None, self.identity.user_id):
-            raise SessionAccessDenied(self.session_id, user_id=self.identity.user_id)
+            raise errors.SessionAccessDenied(self.session_id, user_id=self.identity.user_id)
         on_resume, is_archived = tombstone.on_resume or settings.on_resume, tombstone.archive is not None
         if is_archived and on_resume != "fresh" and self.context.must_be_new:
-            raise SessionExists(self.session_id, archived=True)
+            raise errors.SessionExists(self.session_id, archived=True)
         if on_resume == "reject" or (is_archived and on_resume == "revive"):
             how = f"was {tombstone.action}"
-            raise SessionExpired(self.session_id, since=tombstone.deleted_at, how=how, archived=is_archived)
+            raise errors.SessionExpired(self.session_id, since=tombstone.deleted_at, how=how, archived=is_archived)
 
     def admit(self, known: SessionState | None = None) -> tuple[SessionState | None, bool]:
         """Admit the context, opening or reviving its session.
@@ -178,9 +173,9 @@ class Admitting:
         context, session = self.context, session_rows.find(self.connection, self.session_id)
         tombstones.check_not_revoked(self.connection, self.session_id, self.identity.user_id)
         if context.incarnation is not None and (session is None or session.incarnation != context.incarnation):
-            raise SessionClosed(self.session_id, status="deleted")
+            raise errors.SessionClosed(self.session_id, status="deleted")
         if runs.is_forgotten(self.connection, context):
-            raise SessionClosed(self.session_id, status="closed to a user who was forgotten")
+            raise errors.SessionClosed(self.session_id, status="closed to a user who was forgotten")
         if session is not None:
             lifecycle.check_access(session, self.identity, self.rules.settings.access, reading=not changes)
         if changes and (session is None or context.is_run):
@@ -197,13 +192,13 @@ class Admitting:
         if context.admission is None:
             self._decide(session)
         elif context.incarnation is not None and (session is None or session.incarnation != context.incarnation):
-            raise SessionClosed(self.session_id, status="deleted")
+            raise errors.SessionClosed(self.session_id, status="deleted")
         elif context.incarnation is None and session is not None and context.admission == "opened":
             context.admission = "resumed"  # another run has opened it since
         lease = self.lease
         number = lease.number if lease is not None and lease.is_exclusive and not lease.is_over else None
         if number is not None and number not in [row.number for row in leases.of(self.connection, self.session_id)]:
-            raise LeaseLost(self.session_id, number=number)
+            raise errors.LeaseLost(self.session_id, number=number)
         is_known = is_active = False
         if session is None:
             session = self._open()
@@ -233,16 +228,16 @@ class Admitting:
         number = None if lease is None else lease.number
         row = self.connection.execute(_CURRENT, (number, tombstones.hash_of(user_id), self.session_id)).fetchone()
         if row is None or row[3] != (self.context.incarnation or row[3]):
-            raise SessionClosed(self.session_id, status="deleted")
+            raise errors.SessionClosed(self.session_id, status="deleted")
         home, status, last_active_at, _, owner, has_lease, is_revoked, version = row
         if is_revoked:
-            raise UserRevoked(self.session_id, user_id=user_id)
+            raise errors.UserRevoked(self.session_id, user_id=user_id)
         if owner not in (None, user_id):
             session = session_rows.get(self.connection, self.session_id)
             lifecycle.check_access(session, self.identity, self.rules.settings.access)
         if lease is not None and number is not None and not has_lease and not lease.is_over:
             if lease.is_exclusive:
-                raise LeaseLost(self.session_id, number=number)
+                raise errors.LeaseLost(self.session_id, number=number)
             lease.number = None  # another process has reaped it; it is taken again
         if status == "expired":  # by a sweep that did not see this run
             return self._revive("revived", "running"), True
