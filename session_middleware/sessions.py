@@ -393,10 +393,7 @@ class Sessions(SessionAccess):
         chosen = lifecycle.owner_id_of("user_id", user_id)
         validation.check_optional_text("reason", reason)
         self._flush()
-        if lift:
-            self._storage.lift_revocation(chosen)
-            return []
-        ended = self._storage.revoke_user(chosen, reason=reason)
+        ended = self._storage.revoke_user(chosen, reason=reason, lift=lift)
         self._resources.close(ended)
         return ended
 

@@ -93,7 +93,7 @@ class SessionStore(BaseStore):
 
     def sweep_ttl(self) -> int:
         """Delete the expired items; returns how many. `Sessions.sweep` does it too."""
-        return self._storage.delete_expired_memories()
+        return self._storage.collect_garbage()
 
     def _caller(self, *, changes: bool) -> tuple[Owners | None, RunContext | None]:
         """The owners that the running graph's config names, and its run. No checkpointer may have checked them."""

@@ -75,7 +75,6 @@ class Sweeper:
             ended = self._end(list_due(), moment, lease)
             if age is None and ended:  # the retention of those that have expired now may be over already
                 ended += self._end(list_due(), moment, lease)
-            self._storage.delete_expired_memories()
             self._storage.collect_garbage()
         finally:
             self._storage.release_leases([lease])

@@ -229,19 +229,19 @@ class Storage(Protocol):
     def acquire_duty(self, duty: str) -> Lease | None:
         """A lease on work that one process does at a time; ``None`` if another process holds it."""
 
-    def collect_garbage(self) -> None:
-        """Delete the leases of dead processes; their runs and tool calls become ``interrupted``."""
+    def collect_garbage(self) -> int:
+        """Delete the memories whose time to live is over, and return their number; and the leases of dead processes.
+
+        The runs and tool calls of these processes become ``interrupted``.
+        """
 
     # Users
 
     def forget_user(self, user_id: str, *, dry_run: bool) -> ErasureReceipt:
         """Delete all data of a user: sessions with their record, state and memories, archives, traces elsewhere."""
 
-    def revoke_user(self, user_id: str, *, reason: str | None) -> list[str]:
-        """Refuse the user from now on and abandon the user's open sessions; returns their ids."""
-
-    def lift_revocation(self, user_id: str) -> bool:
-        """Admit the user again; returns whether the user was revoked."""
+    def revoke_user(self, user_id: str, *, reason: str | None = None, lift: bool = False) -> list[str]:
+        """Refuse the user from now on and abandon the user's open sessions; returns their ids. `lift`: admit again."""
 
     def is_revoked(self, user_id: str | None) -> bool: ...
 
@@ -434,9 +434,6 @@ class Storage(Protocol):
 
     def list_namespaces(self) -> list[tuple[str, ...]]:
         """The namespaces that have an item, sorted."""
-
-    def delete_expired_memories(self) -> int:
-        """Delete items whose time to live is over; returns their number."""
 
     def index_messages(self, limit: int, *, active_since: datetime | None = None) -> int:
         """Index up to `limit` recorded messages for word search, in one transaction; returns their number.

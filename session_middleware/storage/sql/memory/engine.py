@@ -6,13 +6,16 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from functools import partial
 
-from session_middleware.models import Message, to_text
-from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory, ToEmbed, Vectors
+from session_middleware.models import to_text
+from session_middleware.storage.memory_types import MemoryQuery, StoredMemory, ToEmbed, Vectors
 from session_middleware.storage.sql.memory import indexing, items, memories, recall, vectors
-from session_middleware.storage.sql.operations import Operations
+from session_middleware.storage.sql.operations import Operations, reading
 
 
 class MemoryOperations(Operations):
+    find_speakers = reading(recall.find_speakers)
+    list_messages_around = reading(memories.list_messages_around)
+
     def get_memories(
         self, keys: Sequence[tuple[tuple[str, ...], str]], *, refresh: Collection[int] = ()
     ) -> list[StoredMemory | None]:
@@ -49,18 +52,6 @@ class MemoryOperations(Operations):
         now = self._rules.clock()
         return self._database.read(lambda connection: items.list_namespaces(connection, now))
 
-    def delete_expired_memories(self) -> int:
-        now = self._rules.clock()
-        swept = self._database.write(lambda connection: items.sweep(connection, now))
-        if swept:
-            self._database.erase()
-        return swept
-
-    def list_messages_around(self, session_id: str, seq: int | None, *, before: int, after: int = 0) -> list[Message]:
-        return self._database.read(
-            lambda connection: memories.list_messages_around(connection, session_id, seq, before, after)
-        )
-
     def index_messages(self, limit: int, *, active_since: datetime | None = None) -> int:
         if not self._database.is_writable:
             return 0
@@ -76,9 +67,6 @@ class MemoryOperations(Operations):
             return []
         self._remove_outdated()
         return self._database.read(lambda connection: vectors.list_to_embed(connection, limit, messages=messages))
-
-    def find_speakers(self, words: Sequence[str], whose: MessageScope) -> set[str]:
-        return self._database.read(lambda connection: recall.list_speakers(connection, words, whose))
 
     def put_vectors(self, found: Sequence[Vectors]) -> None:
         self._database.write(lambda connection: vectors.put(connection, found), durable=False)

@@ -40,7 +40,7 @@ def remove_deleted(connection: Connection, now: datetime) -> None:
 
 
 def list_messages_around(
-    connection: Connection, session_id: str, seq: int | None, before: int, after: int
+    connection: Connection, session_id: str, seq: int | None, *, before: int, after: int = 0
 ) -> list[Message]:
     last, messages = seq or sys.maxsize, f"SELECT * FROM messages WHERE session_id = ? AND {_SPOKEN} AND seq"
     count = before if seq is None else before + 1

@@ -105,7 +105,7 @@ def search_as_written(connection: Connection, query: MemoryQuery) -> list[Stored
     return list(found.values())[query.offset :]
 
 
-def list_speakers(connection: Connection, words: Sequence[str], whose: MessageScope) -> set[str]:
+def find_speakers(connection: Connection, words: Sequence[str], whose: MessageScope) -> set[str]:
     """Those of these words that are part of a speaker's name."""
     scope = _Scope(connection, MemoryQuery([], prefix=False, whose=[whose]), datetime.min, False)
     return {word for word in words for each in query_words(word) if scope.has_speaker(each)}

@@ -24,6 +24,7 @@ from session_middleware.storage import jsonl
 from session_middleware.storage.run import Lease, RunContext
 from session_middleware.storage.sql.checkpoints import checkpoints
 from session_middleware.storage.sql.connection import CommitThenRaise, Connection
+from session_middleware.storage.sql.memory import items
 from session_middleware.storage.sql.operations import Operations, reading
 from session_middleware.storage.sql.record import runs
 from session_middleware.storage.sql.sessions import (
@@ -189,7 +190,10 @@ class SessionOperations(Operations):
             found = self._read(expiry.list_due, self._rules, now)
         else:
             found = self._read(expiry.list_older, inactive_since, status, self._rules)
-        return self._read(expiry.measured, found) if sized else found
+        if sized:
+            bytes_of = self._read(expiry.sizes, [due.session_id for due in found])
+            found = [due.model_copy(update={"bytes": bytes_of[due.session_id]}) for due in found]
+        return found
 
     def measure_session(self, session_id: str) -> SessionSize:
         return SessionSize(
@@ -246,11 +250,15 @@ class SessionOperations(Operations):
 
         return context.lease if self._database.write(acquire, durable=False) else None
 
-    def collect_garbage(self) -> None:
+    def collect_garbage(self) -> int:
+        expired = self._database.write(lambda connection: items.sweep(connection, self._now()))
+        if expired:
+            self._database.erase()
         if self._read(leases.dead, self._rules):
             self._database.write(lambda connection: leases.reap(connection, leases.dead(connection, self._rules)))
         if any(self._read(runs.find_dead)):
             self._database.write(runs.interrupt_dead, durable=False)
+        return expired
 
     def list_archived(
         self, *, user_id: str | None, limit: int | None, before: tuple[datetime, str] | None = None
@@ -267,11 +275,10 @@ class SessionOperations(Operations):
         freed = forgotten.bytes_freed + self._database.erase()
         return forgotten.model_copy(update={"bytes_freed": freed, "pending": not self._database.is_erased()})
 
-    def revoke_user(self, user_id: str, *, reason: str | None) -> list[str]:
-        return self._database.write(lambda connection: privacy.revoke(connection, user_id, reason, self._rules))
-
-    def lift_revocation(self, user_id: str) -> bool:
-        return self._database.write(lambda connection: tombstones.lift(connection, user_id))
+    def revoke_user(self, user_id: str, *, reason: str | None = None, lift: bool = False) -> list[str]:
+        return self._database.write(
+            lambda connection: privacy.revoke(connection, user_id, self._rules, reason=reason, lift=lift)
+        )
 
     # Hooks
 

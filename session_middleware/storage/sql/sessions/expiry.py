@@ -112,11 +112,6 @@ def list_older(
     return list(_results(rows, "older_than", timedelta(0), "delete", rules))
 
 
-def measured(connection: Connection, found: Sequence[SweepResult]) -> list[SweepResult]:
-    bytes_of = sizes(connection, [due.session_id for due in found])
-    return [due.model_copy(update={"bytes": bytes_of[due.session_id]}) for due in found]
-
-
 _MEMBERS = "(SELECT COUNT(*) FROM sessions AS one WHERE one.home = sessions.home)"
 _SIZES = (
     "SUM(LENGTH(body) + LENGTH(channels)) FROM sessions JOIN checkpoints AS own"

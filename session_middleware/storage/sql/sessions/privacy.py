@@ -14,7 +14,10 @@ from session_middleware.storage.sql.sessions import archives, endings, session_r
 from session_middleware.storage.sql.sessions.tombstones import hash_of, hashed
 
 
-def revoke(connection: Connection, user_id: str, reason: str | None, rules: EngineContext) -> list[str]:
+def revoke(connection: Connection, user_id: str, rules: EngineContext, *, reason: str | None, lift: bool) -> list[str]:
+    if lift:
+        connection.execute("DELETE FROM revoked WHERE user_hash = ?", (hash_of(user_id),))
+        return []
     now = rules.clock()
     connection.execute(
         "INSERT INTO revoked (user_hash, reason, since) VALUES (?, ?, ?) ON CONFLICT (user_hash) DO NOTHING",

@@ -125,7 +125,3 @@ def check_not_revoked(connection: Connection, session_id: str, user_id: str | No
     """Raises `UserRevoked`."""
     if user_id is not None and is_revoked(connection, user_id):
         raise UserRevoked(session_id, user_id=user_id)
-
-
-def lift(connection: Connection, user_id: str) -> bool:
-    return bool(connection.execute("DELETE FROM revoked WHERE user_hash = ?", (hash_of(user_id),)).rowcount)
