@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import ChainMap, Counter
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
 from session_middleware.checkpoint.answers import without_tasks
-from session_middleware.recording.messages import with_author
-from session_middleware.storage.record_entries import ASIDE, MessageEntry, ToolStart
+from session_middleware.storage.record_entries import ASIDE, MessageEntry, ModelCallEntry, ToolStart
 from session_middleware.storage.run import RunContext
 
 _MAX_SESSIONS = 256
@@ -59,15 +57,11 @@ class Tool:
 @dataclass(slots=True)
 class ModelCallInProgress:
     run: ActiveRun
-    id: str
-    started_at: datetime
-    model: str | None
-    provider: str | None
+    entry: ModelCallEntry  # what is known of it
     class_name: str  # of the model
     node: Node
     started: float = field(default_factory=time.perf_counter)
     message_id: str | None = None  # of the message being streamed
-    first_token_ms: float | None = None
     parts: list[str] = field(default_factory=list)  # of the streamed text
     is_flushed: bool = False  # a part of the message is recorded
     timer: Any = None
@@ -76,7 +70,7 @@ class ModelCallInProgress:
 
     @property
     def default_message_id(self) -> str:
-        return f"lc_run--{self.id}"  # LangChain's id for a message that comes without one
+        return f"lc_run--{self.entry.id}"  # LangChain's id for a message that comes without one
 
 
 @dataclass(slots=True)
@@ -97,10 +91,9 @@ class ActiveRun:
     graphs: dict[UUID, str] = field(default_factory=dict)  # namespaces of the subgraphs that are running
     tools: dict[UUID, Tool] = field(default_factory=dict)  # running
     models: dict[UUID, ModelCallInProgress] = field(default_factory=dict)
-    executed: Counter[CallKey] = field(default_factory=Counter)  # executions of each tool call
+    executed: set[CallKey] = field(default_factory=set)  # tool calls whose tool was executed
     prerecorded: dict[CallKey, ToolStart] = field(default_factory=dict)  # starts that the middleware has recorded
     request_by_call: dict[CallKey, list[Request]] = field(default_factory=dict)
-    answers: dict[str, set[str]] = field(default_factory=dict)  # ids of the messages that answer a tool call id
     pending_output: list[MessageEntry] = field(default_factory=list)  # model output that no node has returned yet
     lock: threading.Lock = field(default_factory=threading.Lock)  # tools and nodes may run in parallel
     admission: threading.Lock = field(default_factory=threading.Lock)  # and the first ones may begin together
@@ -138,17 +131,6 @@ class ActiveRun:
             namespace = namespace.rpartition("|")[0]
         same = [request for request in found if _includes(arguments, request[1].get("args"))] if len(found) > 1 else ()
         return (same or found)[-1][0] if found else None
-
-    def mark_refused(self, message: MessageEntry, node: Node | None) -> MessageEntry:
-        """Set the author of a user message, and mark an error answer as a refusal if no tool was executed for it."""
-        if node is None or message.tool_call_id is None:
-            return with_author(message, self.context.input_texts, self.agents)
-        answers = self.answers.setdefault(message.tool_call_id, set())
-        answers.add(message.message_id)
-        if not (message.tool_error and node.may_refuse):
-            return message
-        executions = sum(times for (_, call_id), times in self.executed.items() if call_id == message.tool_call_id)
-        return message._replace(refused=len(answers) > executions)
 
     def pop_model_output(self, namespace: str | None, already_recorded: Iterable[str] = ()) -> list[MessageEntry]:
         """Remove and return the model output of a node (``None``: of all) that the node has not returned itself.

@@ -55,7 +55,11 @@ class SessionHistory(BaseChatMessageHistory):
     def read(self) -> list[BaseMessage]:
         """Return the stored messages, without draining the recorder first."""
         recorded = self._storage.list_messages(self._session_id)
-        return [self._to_message(message) for message in recorded if _is_in_history(message)]
+        return [
+            self._to_message(message)
+            for message in recorded  # of the outermost graph's state, or of a history that was given or appended
+            if (not message.checkpoint_ns or SHARED in message.flags) and {ASIDE, RESUME}.isdisjoint(message.flags)
+        ]
 
     def add_messages(self, messages: Sequence[BaseMessage]) -> None:
         self._recorder.drain(self._session_id)
@@ -91,12 +95,6 @@ class SessionHistory(BaseChatMessageHistory):
         is_human = extra.pop("type", None) == "human"
         converted = _converted(message, message.text if content is None else content, is_human=is_human)
         return converted.model_copy(update=extra) if extra else converted  # without validation, as it was recorded
-
-
-def _is_in_history(message: Message) -> bool:
-    """True for a message of the outermost graph's state, or of a history that was given or appended."""
-    is_outermost = not message.checkpoint_ns or SHARED in message.flags
-    return is_outermost and ASIDE not in message.flags and RESUME not in message.flags
 
 
 def _converted(message: Message, content: Any, *, is_human: bool) -> BaseMessage:

@@ -127,7 +127,8 @@ def _is_same_stretch(
         else:
             other.append((was, now))
     last, now, _ = pairs[-1]
-    is_next = is_whole and other[-1:] == [(last, now)] and _role(now) != _USER and _is_numbered(last, now)
+    is_numbered = _DIGITS.sub("", _text(last)) == _DIGITS.sub("", _text(now))  # as items in a series are
+    is_next = is_whole and other[-1:] == [(last, now)] and _role(now) != _USER and is_numbered
     if other and (is_next or not is_proven):
         return False
     is_anchored = continues and now.is_same_as(last) and counts[last.words] == 1
@@ -145,11 +146,6 @@ def _call_names(requests: str) -> list[tuple[Any, Any]]:
         return [(call.get("id"), call.get("name")) for call in json.loads(requests)]
     except (AttributeError, TypeError, ValueError):  # damaged, or masked completely
         return []
-
-
-def _is_numbered(was: ComparableMessage, now: ComparableMessage) -> bool:
-    """Return whether two texts differ only in numbers, as those of items in a series do."""
-    return _DIGITS.sub("", _text(was)) == _DIGITS.sub("", _text(now))
 
 
 def _is_next_turn(old: Conversation, new: Conversation) -> bool:

@@ -63,6 +63,10 @@ def describe(given: Sayable, checkpoint_ns: str = "", *, new_id: NewId, **change
         role, extra = "system", {**(extra or {}), "type": message.type}  # LangChain's middleware marks summaries so
     if role is None:
         role, flags = "user", (*flags, "unknown:role")  # the message is recorded all the same
+    calls: Sequence[dict[str, Any]] = ()
+    if isinstance(message, AIMessage):  # with those that LangChain could not parse
+        invalid = ({**call, "type": "invalid_tool_call"} for call in message.invalid_tool_calls)
+        calls = (*map(dict, message.tool_calls), *invalid)
     answer = message if isinstance(message, ToolMessage) else None
     artifact = None if answer is None else answer.artifact
     if (type(artifact) is dict and is_of_memory(artifact)) or is_recalled(message.content):
@@ -73,7 +77,7 @@ def describe(given: Sayable, checkpoint_ns: str = "", *, new_id: NewId, **change
         text=(str(message.content) if is_text else str(message.text)) or _alternative_text(message),
         content=content,
         name=message.name,
-        tool_calls=_tool_calls_of(message) if isinstance(message, AIMessage) else (),
+        tool_calls=calls,
         tool_call_id=None if answer is None else str(answer.tool_call_id),
         tool_error=answer is not None and answer.status == "error",
         artifact=artifact,
@@ -117,12 +121,6 @@ def _alternative_text(message: BaseMessage) -> str:
     parts += message.content if isinstance(message.content, list) else ()
     texts = (part.get(name) for part in parts if isinstance(part, dict) for name in ("refusal", "transcript"))
     return "\n".join(text for text in texts if isinstance(text, str))
-
-
-def _tool_calls_of(message: AIMessage) -> tuple[dict[str, Any], ...]:
-    """Return the tool calls that a message requests, including those that LangChain could not parse."""
-    invalid = ({**call, "type": "invalid_tool_call"} for call in message.invalid_tool_calls)
-    return *map(dict, message.tool_calls), *invalid
 
 
 def resume_answer(value: Any, message_id: str) -> MessageEntry:

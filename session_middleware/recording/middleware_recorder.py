@@ -22,8 +22,9 @@ from session_middleware.models import RepairedCall
 from session_middleware.recording.active_run import ActiveRun, CallKey, KnownMessages, Node, elapsed_ms, node_of
 from session_middleware.recording.history_diff import align_input
 from session_middleware.recording.messages import content_hash, error_text, tool_end
+from session_middleware.recording.model_calls import started_call
 from session_middleware.recording.recorder import SessionRecorder
-from session_middleware.recording.usage import is_cached, load_prices, model_in, text_in, usage_of, with_usage
+from session_middleware.recording.usage import answered_call, is_cached
 from session_middleware.recording.write_buffer import never_raise
 from session_middleware.runtime.run_context import RunRegistry
 from session_middleware.storage.jsonable import to_json
@@ -183,16 +184,8 @@ class MiddlewareRecorder:
         except Exception as error:  # noqa: BLE001  # a user's own model class may raise anything
             self.buffer.fault(error)
             params = {}
-        load_prices()
-        entry = ModelCallEntry(
-            id=self.buffer.new_id(),
-            model=text_in(params, "ls_model_name"),
-            provider=text_in(params, "ls_provider"),
-            checkpoint_ns=hook.node.namespace,
-            node=hook.node.name,
-            started_at=self.buffer.clock(),
-        )
-        return entry, time.perf_counter(), type(model).__name__
+        call = started_call(self.buffer, self.buffer.new_id(), hook.node, params)
+        return call, time.perf_counter(), type(model).__name__
 
     @never_raise
     def end_model_call(
@@ -208,10 +201,7 @@ class MiddlewareRecorder:
             message.id = message.id or self.buffer.new_id()  # the state would generate one later
         message = output[0] if output else AIMessage("")
         if entry.error is None:
-            tokens, flags = usage_of(message)
-            model = model_in(message.response_metadata) or entry.model
-            entry = entry._replace(model=model, message_id=message.id, flags=flags)
-            entry = with_usage(entry, tokens, message, class_name=call[2])
+            entry = answered_call(entry, message, class_name=call[2])
         self.buffer.add(hook.context, [entry])
         if is_cached(message) and hook.is_alone:
             self.add(hook, [message], message_id=self.buffer.new_id(), again=message.id, call=None)
@@ -262,7 +252,7 @@ class MiddlewareRecorder:
     def end_tool_call(self, call: ToolCallInProgress, result: Any) -> None:
         """Record the end of a call, unless the recorder has. A call answered without an execution was refused."""
         hook, start, call_id = call.hook, call.start, str(call.start.tool_call_id)
-        is_executed = call_id in call.executed if hook.run is None else hook.run.executed[call.key] > 0
+        is_executed = call_id in call.executed if hook.run is None else call.key in hook.run.executed
         if hook.run is not None:
             hook.run.prerecorded.pop(call.key, None)
             if is_executed:

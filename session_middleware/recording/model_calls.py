@@ -15,20 +15,19 @@ from uuid import UUID
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, Generation
 
-from session_middleware.recording.active_run import ActiveRun, ModelCallInProgress, elapsed_ms, node_of
-from session_middleware.recording.usage import (
-    Tokens,
-    is_cached,
-    load_prices,
-    model_in,
-    response_usage,
-    text_in,
-    usage_of,
-    with_usage,
-)
+from session_middleware.recording.active_run import ActiveRun, ModelCallInProgress, Node, elapsed_ms, node_of
+from session_middleware.recording.usage import answered_call, is_cached, load_prices, text_in
 from session_middleware.recording.write_buffer import RecordBuffer
 from session_middleware.storage.jsonable import is_a
 from session_middleware.storage.record_entries import MessageEntry, ModelCallEntry
+
+
+def started_call(buffer: RecordBuffer, call_id: str, node: Node, metadata: Any, params: Any = None) -> ModelCallEntry:
+    """Return a call that begins now. LangChain's `metadata` names its model, else the model's own `params` do."""
+    load_prices()
+    model = text_in(metadata, "ls_model_name") or text_in(params, "model", "model_name")
+    call = ModelCallEntry(call_id, model, text_in(metadata, "ls_provider"), started_at=buffer.clock())
+    return call._replace(checkpoint_ns=node.namespace, node=node.name)
 
 
 class ModelCallRecorder:
@@ -39,17 +38,9 @@ class ModelCallRecorder:
     def start(
         self, run: ActiveRun, run_id: UUID, class_name: str, metadata: Mapping[str, Any], options: Mapping[str, Any]
     ) -> None:
-        model = text_in(metadata, "ls_model_name") or text_in(options.get("invocation_params"), "model", "model_name")
-        run.models[run_id] = ModelCallInProgress(
-            run=run,
-            id=str(run_id),
-            started_at=self._buffer.clock(),
-            model=model,
-            provider=text_in(metadata, "ls_provider"),
-            class_name=class_name,
-            node=node_of(metadata),
-        )
-        load_prices()
+        node = node_of(metadata)
+        entry = started_call(self._buffer, str(run_id), node, metadata, options.get("invocation_params"))
+        run.models[run_id] = ModelCallInProgress(run, entry, class_name, node)
 
     # Streaming
 
@@ -57,8 +48,8 @@ class ModelCallRecorder:
         call = run.models.get(run_id)
         if call is None:
             return
-        if call.first_token_ms is None:
-            call.first_token_ms = elapsed_ms(call.started)
+        if call.entry.first_token_ms is None:
+            call.entry = call.entry._replace(first_token_ms=elapsed_ms(call.started))
         message = chunk.message if is_a(chunk, ChatGeneration) else None
         if call.message_id is None:
             call.message_id = str((message and message.id) or call.default_message_id)
@@ -103,7 +94,7 @@ class ModelCallRecorder:
             message_id=str(call.message_id),
             role="assistant",
             text=text,
-            model=call.model,
+            model=call.entry.model,
             checkpoint_ns=call.node.namespace,
             complete=False,
         )
@@ -118,12 +109,9 @@ class ModelCallRecorder:
             return False
         message = _message_of(response, call)
         (entry,) = self._buffer.describe([message], call.node.namespace)
-        tokens, flags = usage_of(message)
-        if tokens == Tokens():
-            tokens, flags = response_usage(response.llm_output)
-        model = entry.model or call.model or model_in(response.llm_output)
-        entry, original_id = entry._replace(model=model, call=None), entry.message_id
-        if is_cached(message) and call.id not in original_id:
+        done = answered_call(call.entry, message, response.llm_output, class_name=call.class_name)
+        entry, original_id = entry._replace(model=done.model, call=None), entry.message_id
+        if is_cached(message) and call.entry.id not in original_id:
             entry = entry._replace(message_id=call.default_message_id, again=original_id)
         if call.is_flushed:
             run.context.record.unclaimed[entry.claim] = str(call.message_id)
@@ -136,8 +124,7 @@ class ModelCallRecorder:
         for other in list(run.models.values()):
             other.inner_ids.add(original_id)
         if original_id not in call.inner_ids:  # a wrapper that returns another model's message made no call itself
-            made = _entry_of(call, model, message_id=original_id, flags=flags)
-            self._buffer.add(run.context, [with_usage(made, tokens, message, class_name=call.class_name)])
+            self._buffer.add(run.context, [done._replace(duration_ms=elapsed_ms(call.started))])
         if not run.context.checkpointed and run.context.run_id != str(run_id):
             self._buffer.flush(run.context)
         return True
@@ -156,7 +143,7 @@ class ModelCallRecorder:
                 self._add_failed(call, "cut off")
 
     def _add_failed(self, call: ModelCallInProgress, error: str) -> None:
-        entry = _entry_of(call, call.model, error=error)
+        entry = call.entry._replace(error=error, duration_ms=elapsed_ms(call.started))
         self._buffer.add(call.run.context, [*self._partial(call, cut_off=True), entry])
 
     def _finish(self, run: ActiveRun, run_id: UUID) -> ModelCallInProgress | None:
@@ -177,17 +164,3 @@ def _message_of(response: Any, call: ModelCallInProgress) -> AIMessage:
         return message if message.id else message.model_copy(update={"id": call.default_message_id})
     text = str(message.text) if message is not None else first.text if is_a(first, Generation) else ""
     return AIMessage(text, id=(message and message.id) or call.default_message_id)
-
-
-def _entry_of(call: ModelCallInProgress, model: str | None, **fields: Any) -> ModelCallEntry:
-    return ModelCallEntry(
-        id=call.id,
-        model=model,
-        provider=call.provider,
-        first_token_ms=call.first_token_ms,
-        duration_ms=elapsed_ms(call.started),
-        checkpoint_ns=call.node.namespace,
-        node=call.node.name,
-        started_at=call.started_at,
-        **fields,
-    )

@@ -40,6 +40,7 @@ from session_middleware.recording.messages import (
     lists_in,
     tool_end,
     unseen,
+    with_author,
 )
 from session_middleware.recording.model_calls import ModelCallRecorder
 from session_middleware.recording.usage import text_in
@@ -242,8 +243,10 @@ class SessionRecorder(GraphCallbackHandler):
                 entries: list[MessageEntry] = []
                 for message, following in found:
                     known[str(message.id)] = content_hash(message)
-                    described = self.buffer.describe([message], namespace, followed_by=following)
-                    entries += [run.mark_refused(entry, node) for entry in described]
+                    for entry in self.buffer.describe([message], namespace, followed_by=following):
+                        refused = entry.tool_error and node is not None and node.may_refuse
+                        entry = with_author(entry, context.input_texts, run.agents)
+                        entries.append(entry._replace(refused=True) if refused else entry)
                 if entries:
                     run.index_requests(entries)
                     outer_step = run.outer_step(namespace) if namespace else None
@@ -302,8 +305,7 @@ class SessionRecorder(GraphCallbackHandler):
         name = str((serialized or {}).get("name") or kwargs.get("name") or "tool")
         run.tools[run_id] = tool = Tool(name, prerecorded.execution_id if prerecorded else str(run_id))
         if call_id:
-            with run.lock:
-                run.executed[node.namespace, call_id] += 1
+            run.executed.add((node.namespace, call_id))
         if prerecorded is None or to_json(prerecorded.arguments) != to_json(arguments):
             start = ToolStart(
                 execution_id=tool.execution_id,

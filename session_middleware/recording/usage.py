@@ -109,6 +109,16 @@ def is_cached(message: BaseMessage) -> bool:
     return type(cost) in (int, float) and cost == 0
 
 
+def answered_call(call: ModelCallEntry, message: BaseMessage, output: Any = None, *, class_name: str) -> ModelCallEntry:
+    """Return the call with what its answer reports, or the `llm_output` of its response."""
+    tokens, flags = usage_of(message)
+    if tokens == Tokens() and output:
+        tokens, flags = response_usage(output)
+    model = model_in(message.response_metadata) or call.model or model_in(output)
+    call = call._replace(model=model, message_id=message.id, flags=flags)
+    return with_usage(call, tokens, message, class_name=class_name)
+
+
 def reported_call(message: BaseMessage, tokens: Tokens, message_id: str, checkpoint_ns: str) -> ModelCallEntry:
     """Return the model call that a message with usage implies, for a call that no callback reported.
 

@@ -58,7 +58,7 @@ class MessageEntry(NamedTuple):
     output_tokens: int | None = None
     checkpoint_ns: str = ""
     complete: bool = True  # False: the text streamed so far
-    refused: bool = False  # a tool message that answers the call without executing the tool
+    refused: bool = False  # a tool message that answers the call without executing the tool, unless the run executed it
     told: bool = False  # a user message that an agent or the application may have made; the engine verifies it
     minted: bool = False  # the message had no id; this one was generated
     late: bool = False  # from a checkpoint, put after a later state of the run was recorded

@@ -60,13 +60,15 @@ def start(write: SessionWrite, context: RunContext, call: ToolStart, now: dateti
     counters.tool_calls += 1
     if request_id is None:
         write.state.calls_without_request = True
-    if started[0] > 1 and started[0] > _times_requested(write, session_id, request_id, call_id):
-        write.execute(
-            "UPDATE tool_calls SET status = 'interrupted'"
-            " WHERE session_id = ? AND tool_call_id = ? AND message_id IS ? AND checkpoint_ns = ?"
-            " AND status = 'running' AND seq < ?",
-            (session_id, call_id, request_id, call.checkpoint_ns, seq),
-        )
+    if started[0] > 1:
+        requests = [each for each in _requests(write, session_id, call_id) if each.message_id == request_id]
+        if started[0] > sum(len(request.calls) for request in requests):
+            write.execute(
+                "UPDATE tool_calls SET status = 'interrupted'"
+                " WHERE session_id = ? AND tool_call_id = ? AND message_id IS ? AND checkpoint_ns = ?"
+                " AND status = 'running' AND seq < ?",
+                (session_id, call_id, request_id, call.checkpoint_ns, seq),
+            )
 
 
 _START = """
@@ -146,7 +148,10 @@ def add_answered(write: SessionWrite, context: RunContext, message: MessageEntry
     Models may use a tool call id again, even in one message. So requests, executions and answers are counted.
     """
     session_id, counters, call_id = context.session_id, write.counters, str(message.tool_call_id)
-    if message.refused:
+    answers, executions = context.record.answers.setdefault(call_id, set()), context.record.executions.get(call_id, ())
+    answers.add(message.message_id)
+    is_refused = message.refused and len(executions) < len(answers)
+    if is_refused:
         refused = write.execute(
             "UPDATE tool_calls SET status = 'refused', error = NULL"
             " WHERE session_id = ? AND execution_id = ? AND status = 'error'",
@@ -155,9 +160,7 @@ def add_answered(write: SessionWrite, context: RunContext, message: MessageEntry
         if refused:  # it was counted as a failure
             counters.count_error(-refused)
             return
-    answers = context.record.answers.setdefault(call_id, set())
-    answers.add(message.message_id)
-    if len(context.record.executions.get(call_id, ())) >= len(answers) and not message.refused:
+    elif len(executions) >= len(answers):
         return
     executed = {request_id: _Executed(*rest) for request_id, *rest in write.query(_EXECUTED, (session_id, call_id))}
     requests = _requests(write, session_id, call_id)
@@ -171,12 +174,12 @@ def add_answered(write: SessionWrite, context: RunContext, message: MessageEntry
         return  # the requesting message has another id by now
     done = executed.get(request and request.message_id, _NOT_EXECUTED)
     call: dict[str, Any] = request.calls[done.times] if request else {}
-    failed = message.tool_error and not message.refused
+    failed = message.tool_error and not is_refused
     result = _result_of(message)
     row = (
         *(session_id, counters.next_seq(), context.run_id, message.message_id, call_id, done.attempt + 1),
         *(clean(str(message.name or call.get("name") or "tool")), to_json(call.get("args")), result),
-        *("refused" if message.refused else "error" if failed else "ok", message.text if failed else None),
+        *("refused" if is_refused else "error" if failed else "ok", message.text if failed else None),
         *(request and request.message_id, message.checkpoint_ns, flags_of(message.flags, result)),
     )
     write.insert("tool_calls", _COLUMNS, [row])
@@ -246,11 +249,6 @@ def _requests(write: SessionWrite, session_id: str, call_id: str) -> list[_Reque
         if calls:
             found.setdefault(message_id, _Request(message_id, calls, *rest))
     return list(found.values())
-
-
-def _times_requested(write: SessionWrite, session_id: str, message_id: str | None, call_id: str) -> int:
-    requests = _requests(write, session_id, call_id)
-    return next((len(request.calls) for request in requests if request.message_id == message_id), 0)
 
 
 def _open_request(
