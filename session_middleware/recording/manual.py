@@ -22,27 +22,19 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, TypeVar, cast
 
 from langchain_core.messages import BaseMessage
-from pydantic import BaseModel
 
 from session_middleware.errors import InvalidArgument
 from session_middleware.models import CALL_STATUSES, Identity, Message
 from session_middleware.recording.active_run import elapsed_ms
 from session_middleware.recording.history_diff import diff_history
 from session_middleware.recording.messages import Sayable, error_text, to_message, tool_end
-from session_middleware.recording.usage import count_tokens, is_count, with_usage
+from session_middleware.recording.usage import given_tokens, with_usage
 from session_middleware.recording.write_buffer import RecordBuffer
 from session_middleware.runtime.run_context import RunRegistry
 from session_middleware.runtime.run_queue import RunQueue
 from session_middleware.storage.jsonable import is_a, text_of
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.record_entries import (
-    Entry,
-    HistoryEntry,
-    MessageEntry,
-    ModelCallEntry,
-    RunEnd,
-    ToolStart,
-)
+from session_middleware.storage.record_entries import Entry, HistoryEntry, ModelCallEntry, RunEnd, ToolStart
 from session_middleware.storage.run import RunContext, SessionHandle
 from session_middleware.storage.validation import (
     check_callable,
@@ -100,7 +92,17 @@ class ManualRecorder:
         """
         (entry,) = self._buffer.describe([_checked(message)], created_at=checked_moment("at", at))
         self.write([entry])
-        return self._storage.find_message(self.session_id, entry.message_id) or _withheld(self.session_id, entry)
+        if (recorded := self._storage.find_message(self.session_id, entry.message_id)) is not None:
+            return recorded
+        return Message(  # the ``record`` setting excludes it
+            session_id=self.session_id,
+            seq=0,
+            message_id=entry.message_id,
+            role=entry.role,
+            text="",
+            flags=("withheld:message",),
+            created_at=entry.created_at or datetime.min,
+        )
 
     def add_history(self, messages: Sequence[Sayable]) -> None:
         """Record the new messages of a conversation, or of its latest part. Messages are compared by role and text.
@@ -169,25 +171,18 @@ class ManualRecorder:
         Raises:
             InvalidArgument: a count or a cost is invalid, or a time has no time zone.
         """
-        counts = {
-            "input_tokens": input_tokens,
-            "output_tokens": output_tokens,
-            "cached_tokens": cached_tokens,
-            "reasoning_tokens": reasoning_tokens,
-        }
         for name, text in (("model", model), ("provider", provider), ("message_id", message_id)):
             check_optional_text(name, text)
-        check_kind("usage", usage, Mapping | BaseModel | None, "a dict of token counts, or a provider's usage")
-        for name, count in counts.items():
-            if count is not None and not is_count(count):
-                raise InvalidArgument(name, count, wanted="a number of tokens")
+        tokens = given_tokens(
+            usage,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            cached_tokens=cached_tokens,
+            reasoning_tokens=reasoning_tokens,
+        )
         is_number = isinstance(cost, (int, float)) and not isinstance(cost, bool)
         if cost is not None and not (is_number and 0 <= cost < math.inf):
             raise InvalidArgument("cost", cost, wanted="a number of US dollars")
-        tokens, flags = count_tokens(usage.model_dump() if isinstance(usage, BaseModel) else usage)
-        if flags:
-            raise InvalidArgument("usage", usage, wanted="numbers of tokens that are not negative")
-        given = {name.removesuffix("_tokens"): count for name, count in counts.items() if count is not None}
         call = ModelCallEntry(
             self._new_id(),
             model or None,
@@ -198,9 +193,10 @@ class ManualRecorder:
             started_at=checked_moment("at", at),
             by_hand=True,
         )
-        call = with_usage(call, tokens._replace(**given))
-        price = call.cost if error is None else None
-        self.write([call._replace(cost=price if cost is None else lambda: float(cost))])
+        call = with_usage(call, tokens)
+        if cost is not None or error is not None:
+            call = call._replace(cost=None if cost is None else lambda: float(cost))
+        self.write([call])
 
     def tool(self, function: F, name: str | None) -> F:
         """Wrap a function so that each of its executions is recorded."""
@@ -369,16 +365,3 @@ def _checked(given: Sayable) -> BaseMessage:
 
 def _text_of_error(error: Any) -> str | None:
     return error_text(error) if is_a(error, BaseException) else None if error is None else text_of(error)
-
-
-def _withheld(session_id: str, entry: MessageEntry) -> Message:
-    """Return a message that the ``record`` setting excludes, without its text."""
-    return Message(
-        session_id=session_id,
-        seq=0,
-        message_id=entry.message_id,
-        role=entry.role,
-        text="",
-        flags=("withheld:message",),
-        created_at=entry.created_at or datetime.min,
-    )

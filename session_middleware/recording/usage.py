@@ -12,8 +12,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from langchain_core.messages import AIMessage, BaseMessage
+from pydantic import BaseModel
 
+from session_middleware.errors import InvalidArgument
 from session_middleware.storage.record_entries import ModelCallEntry
+from session_middleware.storage.validation import check_kind
 
 _RAW = ("token_usage", "usage", "usage_metadata")  # keys of a provider's counts
 _INPUT_DETAILS = ("input_token_details", "input_tokens_details", "prompt_tokens_details")
@@ -72,6 +75,19 @@ def count_tokens(usage: Any) -> tuple[Tokens, tuple[str, ...]]:
         tokens = tokens._replace(cached=read or 0, written=written or 0, written_5m=five_minutes, written_1h=one_hour)
         tokens = tokens._replace(input=(tokens.input or 0) + (read or 0) + (written or 0))
     return tokens, flags
+
+
+def given_tokens(usage: Any, **counts: int | None) -> Tokens:
+    """Return the counts that a caller gives, which override those of the usage. Raises `InvalidArgument`."""
+    check_kind("usage", usage, Mapping | BaseModel | None, "a dict of token counts, or a provider's usage")
+    for name, count in counts.items():
+        if count is not None and not is_count(count):
+            raise InvalidArgument(name, count, wanted="a number of tokens")
+    tokens, flags = count_tokens(usage.model_dump() if isinstance(usage, BaseModel) else usage)
+    if flags:
+        raise InvalidArgument("usage", usage, wanted="numbers of tokens that are not negative")
+    given = {name.removesuffix("_tokens"): count for name, count in counts.items() if count is not None}
+    return tokens._replace(**given)
 
 
 def _find(usage: Mapping[str, Any], details: tuple[str, ...], names: tuple[str, ...]) -> Any:
