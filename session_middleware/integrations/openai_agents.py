@@ -149,7 +149,7 @@ class OpenAIAgentsSession:
                 raise UnserializableValue(problem, advice="give the SDK's own items, or plain dicts") from error
             message = describe_item(item, self._sessions.new_id())
             message = message._replace(refused=message.tool_call_id in refused)
-            recorded = redaction.messages([message]) if settings.tracking else ()
+            recorded = redaction.entries([message]) if settings.tracking else ()
             rest, files = _without_files(item)
             yield ConversationItemPut(rest, message.message_id, recorded, files)
 

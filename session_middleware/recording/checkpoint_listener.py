@@ -135,7 +135,7 @@ class RecordingListener:
                 changes = {"followed_by": following, "created_at": created_at}
                 entry = describe(message, key[1], new_id=generated_id, **changes)
                 found.append(with_author(entry, context.input_texts, agents))
-        return self.buffer.redaction.messages(found)
+        return list(self.buffer.redaction.entries(found))
 
     def _delta_channels(self, session_id: str) -> _DeltaChannels:
         with self._lock:

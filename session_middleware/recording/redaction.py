@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from session_middleware.settings import DETECTORS, RECORDED, Record, Redact
 from session_middleware.storage.jsonable import plain
@@ -24,6 +24,7 @@ from session_middleware.storage.record_entries import (
 )
 
 Detector = Callable[[str], str]
+T = TypeVar("T", bound=Entry)
 E = TypeVar("E", MessageEntry, ToolStart, ToolEnd, ModelCallEntry)
 
 _HELD_BACK = 256  # characters at the end of a streamed text that are not recorded yet: a secret may begin there
@@ -105,24 +106,18 @@ class RedactionPolicy:
             return all(kind in kinds for kinds in (default, *self._record.values()))
         return kind in self._record.get(tool or "*", default)
 
-    def entries(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+    def entries(self, entries: Sequence[T]) -> Sequence[T]:
         """Return redacted entries, without those that the ``record`` setting excludes."""
         if self._changes_nothing:
             return entries
-        return [redacted for entry in entries if (redacted := self._entry(entry)) is not None]
-
-    def messages(self, messages: Sequence[MessageEntry]) -> list[MessageEntry]:
-        """As `entries`, for messages."""
-        if self._changes_nothing:
-            return list(messages)
-        return [self._message(message) for message in messages] if self.is_recorded("messages") else []
+        return [cast("T", redacted) for entry in entries if (redacted := self._entry(entry)) is not None]
 
     def _entry(self, entry: Entry) -> Entry | None:
         match entry:
             case MessageEntry():
                 return self._message(entry) if self.is_recorded("messages") else None
             case HistoryEntry():
-                return entry._replace(messages=self.messages(entry.messages)) if self.is_recorded("messages") else None
+                return entry._replace(messages=self.entries(entry.messages)) if self.is_recorded("messages") else None
             case ToolStart() if not self.is_recorded("tool_arguments", entry.name):
                 return entry._replace(arguments=None, flags=(*entry.flags, "withheld:arguments"))
             case ToolStart():
