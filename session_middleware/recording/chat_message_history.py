@@ -91,21 +91,18 @@ class SessionHistory(BaseChatMessageHistory):
     def _to_message(self, message: Message) -> BaseMessage:
         read_file = partial(self._storage.find_file, self._session_id)
         content, extra = restore_files([message.content, message.extra], read_file)
+        text = message.text if content is None else content
+        fields: dict[str, Any] = {"content": text, "id": message.message_id, "name": message.name}
         extra = dict(extra or {})
-        is_human = extra.pop("type", None) == "human"
-        converted = _converted(message, message.text if content is None else content, is_human=is_human)
+        converted: BaseMessage
+        if extra.pop("type", None) == "human" or message.role == "user":  # with another role: a summary, or by an agent
+            converted = HumanMessage(**fields)
+        elif message.role == "assistant":
+            invalid = [call for call in message.tool_calls if call.get("type") == "invalid_tool_call"]
+            converted = AIMessage(**fields, tool_calls=[call for call in message.tool_calls if call not in invalid])
+            extra |= {"invalid_tool_calls": invalid} if invalid else {}
+        elif message.role == "tool":
+            converted = ToolMessage(**fields, tool_call_id=message.tool_call_id or "")
+        else:
+            converted = SystemMessage(**fields)
         return converted.model_copy(update=extra) if extra else converted  # without validation, as it was recorded
-
-
-def _converted(message: Message, content: Any, *, is_human: bool) -> BaseMessage:
-    """Convert the columns of a message. A summary by LangChain's middleware has the role of a system message."""
-    fields: dict[str, Any] = {"content": content, "id": message.message_id, "name": message.name}
-    if is_human:
-        return HumanMessage(**fields)
-    if message.role == "assistant":
-        invalid = [call for call in message.tool_calls if call.get("type") == "invalid_tool_call"]
-        answer = AIMessage(**fields, tool_calls=[call for call in message.tool_calls if call not in invalid])
-        return answer.model_copy(update={"invalid_tool_calls": invalid}) if invalid else answer
-    if message.role == "tool":
-        return ToolMessage(**fields, tool_call_id=message.tool_call_id or "")
-    return SystemMessage(**fields) if message.role == "system" else HumanMessage(**fields)

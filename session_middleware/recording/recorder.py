@@ -24,24 +24,10 @@ from langgraph.constants import START
 from session_middleware.checkpoint.answers import without_tasks
 from session_middleware.checkpoint.langchain_messages import id_of
 from session_middleware.lifecycle import session_id_of
-from session_middleware.recording.active_run import (
-    ActiveRun,
-    KnownMessages,
-    Node,
-    Tool,
-    elapsed_ms,
-    node_of,
-)
+from session_middleware.recording.active_run import ActiveRun, KnownMessages, Node, Tool, elapsed_ms, node_of
 from session_middleware.recording.history_diff import align_prompt
 from session_middleware.recording.input_history import Lists, add_state, add_unidentified, note_input
-from session_middleware.recording.messages import (
-    content_hash,
-    error_text,
-    lists_in,
-    tool_end,
-    unseen,
-    with_author,
-)
+from session_middleware.recording.messages import content_hash, error_text, lists_in, tool_end, unseen, with_author
 from session_middleware.recording.model_calls import ModelCallRecorder
 from session_middleware.recording.usage import text_in
 from session_middleware.recording.write_buffer import DENIALS, RecordBuffer, awaited, never_raise

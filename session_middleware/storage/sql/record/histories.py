@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from operator import itemgetter
 from typing import NamedTuple
 
 from session_middleware.storage.record_entries import Alignment, ComparableMessage, HistoryEntry, MessageEntry
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.record import branches, deletions, message_rows, reads
-from session_middleware.storage.sql.record.message_rows import Key, StoredVersion
+from session_middleware.storage.sql.record.message_rows import Key
 from session_middleware.storage.sql.session_state import SessionWrite
 
 
@@ -120,19 +121,21 @@ class _Conversation:
 
     def _messages_of(self, branch: str) -> list[_Recorded]:
         """Return the complete messages of a branch in their order, in the version that the branch has."""
-        latest: dict[str, tuple[StoredVersion, str | None, str | None]] = {}
-        fields = f"{message_rows.FIELDS}, tool_call_id, run_id"
-        for *row, call_id, run_id in reads.rows_of(self._write.connection, fields, self._session_id, branch):
-            own_id = "" if run_id is None and row[0] in self._written else run_id
-            latest[row[0]] = StoredVersion(*row), call_id, own_id
+        fields = "message_id, position, seq, status, run_id, role, text, content, tool_calls, tool_call_id"
+        rows = reads.rows_of(self._write.connection, fields, self._session_id, branch)
+        latest = {row[0]: row for row in rows}
         return [
             _Recorded(
-                row.position,
-                row.seq,
-                ComparableMessage(row.message_id, message_rows.normalized((*row.key, call_id)), run_id),
+                position,
+                seq,
+                ComparableMessage(
+                    message_id,
+                    message_rows.normalized(tuple(words)),
+                    "" if run_id is None and message_id in self._written else run_id,
+                ),
             )
-            for row, call_id, run_id in sorted(latest.values(), key=lambda each: each[0].position)
-            if row.status == "complete"
+            for message_id, position, seq, status, run_id, *words in sorted(latest.values(), key=itemgetter(1))
+            if status == "complete"
         ]
 
     def _contained_deleted(self, branch: str) -> list[_Recorded]:

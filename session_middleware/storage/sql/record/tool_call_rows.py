@@ -305,26 +305,23 @@ def append_repair(
     now: datetime,
 ) -> None:
     for call in calls:
-        if call.answer == "interrupted":
-            _interrupt(connection, session_id, call)
+        if call.answer == "interrupted":  # neither the row that only the answer made nor an execution has finished
+            made = connection.execute(
+                "UPDATE tool_calls SET status = 'interrupted', result = NULL, error = NULL"
+                " WHERE session_id = ? AND execution_id = ? AND status = 'error'",
+                (session_id, call.answer_id),
+            ).rowcount
+            if made:  # it counted as a failure
+                sql = "UPDATE sessions SET error_count = error_count - ? WHERE id = ?"
+                connection.execute(sql, (made, session_id))
+            connection.execute(
+                "UPDATE tool_calls SET status = 'interrupted'"
+                " WHERE session_id = ? AND tool_call_id = ? AND status = 'running'",
+                (session_id, clean(call.tool_call_id)),
+            )
     detail: dict[str, Any] = {} if checkpoint_id is None else {"checkpoint_id": checkpoint_id}
     detail["tool_calls"] = [{"id": call.tool_call_id, "name": call.name, "answer": call.answer} for call in calls]
     events.append(connection, session_id, "repaired", reason, detail, now, run_id=run_id)
-
-
-def _interrupt(connection: Connection, session_id: str, call: RepairedCall) -> None:
-    """Mark the row that only the answer made, and executions that did not finish, as interrupted."""
-    made = connection.execute(
-        "UPDATE tool_calls SET status = 'interrupted', result = NULL, error = NULL"
-        " WHERE session_id = ? AND execution_id = ? AND status = 'error'",
-        (session_id, call.answer_id),
-    ).rowcount
-    if made:  # it counted as a failure
-        connection.execute("UPDATE sessions SET error_count = error_count - ? WHERE id = ?", (made, session_id))
-    connection.execute(
-        "UPDATE tool_calls SET status = 'interrupted' WHERE session_id = ? AND tool_call_id = ? AND status = 'running'",
-        (session_id, clean(call.tool_call_id)),
-    )
 
 
 # Model calls
