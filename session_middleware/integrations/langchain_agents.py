@@ -9,7 +9,8 @@ run's end.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -149,13 +150,9 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         if hook.run is not None:
             return handler(request)
         self._hooks.add_before_model(hook, request.state["messages"])
-        asked = self._hooks.start_model_call(hook, request.model)
-        try:
+        with self._hooks.observe(hook, get_config()) as run:
             response = handler(request)
-        except BaseException as error:
-            self._hooks.end_model_call(hook, asked, error)
-            raise
-        self._hooks.end_model_call(hook, asked, response.result)
+            self._hooks.add_output(hook, run, response.result)
         return response
 
     async def awrap_model_call(
@@ -169,13 +166,9 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         if hook.run is not None:
             return await handler(request)
         await self._off_loop(self._hooks.add_before_model, hook, request.state["messages"])
-        asked = self._hooks.start_model_call(hook, request.model)
-        try:
+        with self._hooks.observe(hook, get_config()) as run:
             response = await handler(request)
-        except BaseException as error:
-            await self._off_loop(self._hooks.end_model_call, hook, asked, error)
-            raise
-        await self._off_loop(self._hooks.end_model_call, hook, asked, response.result)
+            await self._off_loop(self._hooks.add_output, hook, run, response.result)
         return response
 
     def _with_context(self, hook: MiddlewareContext, request: ModelRequest[Any]) -> ModelRequest[Any]:
@@ -205,44 +198,42 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
     # Tools
 
     def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolResult]) -> ToolResult:
-        watched = self._watch(request)
-        if watched is None:
-            return handler(request)
-        if watched.hook.run is None:
-            self._hooks.start_tool_call(watched)
-        try:
-            result = handler(request)
-        except BaseException as error:
-            self._hooks.end_tool_call(watched, error)
-            raise
-        self._hooks.end_tool_call(watched, result)
-        return result
+        with self._track(request) as call:
+            if call is None:
+                return handler(request)
+            try:
+                result = handler(request)
+            except BaseException as error:
+                self._hooks.end_tool_call(call, error)
+                raise
+            self._hooks.end_tool_call(call, result)
+            return result
 
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolResult]]
     ) -> ToolResult:
-        watched = self._watch(request)
-        if watched is None:
-            return await handler(request)
-        await self._off_loop(self._hooks.start_tool_call, watched)
-        try:
-            result = await handler(request)
-        except BaseException as error:
-            await self._off_loop(self._hooks.end_tool_call, watched, error)
-            raise
-        await self._off_loop(self._hooks.end_tool_call, watched, result)
-        return result
+        with self._track(request) as call:
+            if call is None:
+                return await handler(request)
+            await self._off_loop(self._hooks.start_tool_call, call)
+            try:
+                result = await handler(request)
+            except BaseException as error:
+                await self._off_loop(self._hooks.end_tool_call, call, error)
+                raise
+            await self._off_loop(self._hooks.end_tool_call, call, result)
+            return result
 
-    def _watch(self, request: ToolCallRequest) -> ToolCallInProgress | None:
-        config = request.runtime.config
-        hook = self._hooks.find_context(config)
+    @contextmanager
+    def _track(self, request: ToolCallRequest) -> Iterator[ToolCallInProgress | None]:
+        hook = self._hooks.find_context(request.runtime.config)
         if hook is None:
-            return None
+            yield None
+            return
         state = request.state
         history = state["messages"] if isinstance(state, dict) else getattr(state, "messages", ())
-        return self._hooks.track_tool_call(
-            hook, config, request.tool_call, history, tool_exists=request.tool is not None
-        )
+        with self._hooks.observe(hook, request.runtime.config) as run:
+            yield self._hooks.track_tool_call(hook, run, request.tool_call, history, exists=request.tool is not None)
 
 
 def _check_kinds(sessions: object, context: object, recall: object) -> None:

@@ -78,6 +78,7 @@ class ActiveRun:
     context: RunContext
     started: float = field(default_factory=time.perf_counter)
     has_begun: bool = False  # access was checked, and buffered entries may be written
+    observers: int = 0  # `observe` blocks, if no callback reports the run itself
     interrupted: bool = False
     is_resumed: bool = False
     prefix_changed: bool = False  # a node removed messages: the beginning of a state may be new

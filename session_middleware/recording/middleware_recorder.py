@@ -1,38 +1,33 @@
 """Recording from inside an agent: the model calls and tool calls that pass through a middleware.
 
 If the recorder tracks the run, the middleware adds only two facts: the start of a tool before the tool runs,
-and refusals, which no callback reports. Otherwise it records messages, tool calls and model calls itself. Its
-own errors are logged once and counted, and the agent continues.
+and refusals, which no callback reports. Otherwise it records messages itself, and has the recorder observe the
+calls of models and tools. Its own errors are logged once and counted, and the agent continues.
 """
 
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, NamedTuple, TypeAlias
 
-from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolCall, ToolMessage
 from langchain_core.runnables import RunnableConfig
 
 from session_middleware.models import RepairedCall
-from session_middleware.recording.active_run import ActiveRun, CallKey, KnownMessages, Node, elapsed_ms, node_of
+from session_middleware.recording.active_run import ActiveRun, CallKey, KnownMessages, Node, node_of
 from session_middleware.recording.history_diff import align_input
-from session_middleware.recording.messages import content_hash, error_text, tool_end
-from session_middleware.recording.model_calls import started_call
+from session_middleware.recording.messages import content_hash, tool_end
 from session_middleware.recording.recorder import SessionRecorder
-from session_middleware.recording.usage import answered_call, is_cached
 from session_middleware.recording.write_buffer import never_raise
 from session_middleware.runtime.run_context import RunRegistry
-from session_middleware.storage.jsonable import to_json
-from session_middleware.storage.record_entries import HistoryEntry, ModelCallEntry, ToolStart
+from session_middleware.storage.record_entries import HistoryEntry, ToolStart
 from session_middleware.storage.run import RunContext
 
 Followed: TypeAlias = tuple[BaseMessage, str | None]  # a message, and the id of its successor
-ModelCallStart: TypeAlias = tuple[ModelCallEntry, float, str]  # the call, the counter at its start, the model's class
 
 
 class MiddlewareContext(NamedTuple):
@@ -58,27 +53,14 @@ class MiddlewareContext(NamedTuple):
 @dataclass(slots=True)
 class ToolCallInProgress:
     hook: MiddlewareContext
+    run: ActiveRun
     start: ToolStart
-    tool_exists: bool
-    executed: dict[str, Any]  # arguments of executed tools by call id, if the recorder does not track the run
-    started: float = field(default_factory=time.perf_counter)
+    exists: bool  # the tool does
     is_recorded: bool = False  # the start is
 
     @property
     def key(self) -> CallKey:
         return self.hook.node.namespace, str(self.start.tool_call_id)
-
-
-class _ExecutionListener(BaseCallbackHandler):
-    """Notes which tools are executed, and with which arguments."""
-
-    run_inline = True
-
-    def __init__(self, executed: dict[str, Any]) -> None:
-        self._executed = executed
-
-    def on_tool_start(self, serialized: Any, input_str: str, **kwargs: Any) -> None:
-        self._executed[str(kwargs.get("tool_call_id"))] = kwargs.get("inputs")
 
 
 class MiddlewareRecorder:
@@ -176,59 +158,32 @@ class MiddlewareRecorder:
             context.session_id, calls, run_id=context.run_id, reason="new input", checkpoint_id=None
         )
 
-    # Models
+    # Models and tools
 
-    def start_model_call(self, hook: MiddlewareContext, model: Any) -> ModelCallStart:
-        try:
-            params = model._get_ls_params()
-        except Exception as error:  # noqa: BLE001  # a user's own model class may raise anything
-            self.buffer.fault(error)
-            params = {}
-        call = started_call(self.buffer, self.buffer.new_id(), hook.node, params)
-        return call, time.perf_counter(), type(model).__name__
+    def observe(self, hook: MiddlewareContext, config: RunnableConfig) -> AbstractContextManager[ActiveRun]:
+        """Have the recorder record the calls in this block, which it does anyway if it tracks the run."""
+        if hook.run is not None:
+            return nullcontext(hook.run)
+        return self._recorder.observe(hook.context, config.get("callbacks"))
 
     @never_raise
-    def end_model_call(
-        self, hook: MiddlewareContext, call: ModelCallStart, result: Sequence[BaseMessage] | BaseException
-    ) -> None:
-        """Record a model call, and its messages unless the recorder or the checkpointer does."""
-        entry, output = call[0]._replace(duration_ms=elapsed_ms(call[1])), []
-        if isinstance(result, BaseException):
-            entry = entry._replace(error=error_text(result))
-        else:
-            output = [message for message in result if isinstance(message, AIMessage)]
+    def add_output(self, hook: MiddlewareContext, run: ActiveRun, result: Sequence[BaseMessage]) -> None:
+        """Record the messages of a model call, unless the checkpointer does."""
+        output = [message for message in result if isinstance(message, AIMessage)]
         for message in output:
             message.id = message.id or self.buffer.new_id()  # the state would generate one later
-        message = output[0] if output else AIMessage("")
-        if entry.error is None:
-            entry = answered_call(entry, message, class_name=call[2])
-        self.buffer.add(hook.context, [entry])
-        if is_cached(message) and hook.is_alone:
-            self.add(hook, [message], message_id=self.buffer.new_id(), again=message.id, call=None)
-        if output:
-            self.add_new_messages(hook, output)
+        self._recorder.add_unreturned_output(run, hook.node, [output])
+        self.add_new_messages(hook, output)
         self.flush(hook)
-
-    # Tools
 
     @never_raise
     def track_tool_call(
-        self,
-        hook: MiddlewareContext,
-        config: RunnableConfig,
-        call: ToolCall,
-        history: Sequence[BaseMessage],
-        *,
-        tool_exists: bool,
+        self, hook: MiddlewareContext, run: ActiveRun, call: ToolCall, history: Sequence[BaseMessage], *, exists: bool
     ) -> ToolCallInProgress:
-        executed: dict[str, Any] = {}
-        manager = config.get("callbacks")
-        if hook.run is None and isinstance(manager, BaseCallbackManager):
-            manager.add_handler(_ExecutionListener(executed))
         if hook.run is None:
             self._add_request(hook, call, history)
         start = ToolStart(self.buffer.new_id(), call["id"], call["name"], call["args"], hook.namespace, hook.node.name)
-        return ToolCallInProgress(hook, start, tool_exists, executed)
+        return ToolCallInProgress(hook, run, start, exists)
 
     def _add_request(self, hook: MiddlewareContext, call: ToolCall, history: Sequence[BaseMessage]) -> None:
         """Buffer the message that requests the call, and its turn before that, which its checkpoint may store later."""
@@ -245,28 +200,24 @@ class MiddlewareRecorder:
         self.buffer.add(call.hook.context, [call.start])
         self.flush(call.hook)
         call.is_recorded = True
-        if call.hook.run is not None:
-            call.hook.run.prerecorded[call.key] = call.start
+        call.run.prerecorded[call.key] = call.start
 
     @never_raise
     def end_tool_call(self, call: ToolCallInProgress, result: Any) -> None:
-        """Record the end of a call, unless the recorder has. A call answered without an execution was refused."""
-        hook, start, call_id = call.hook, call.start, str(call.start.tool_call_id)
-        is_executed = call_id in call.executed if hook.run is None else call.key in hook.run.executed
-        if hook.run is not None:
-            hook.run.prerecorded.pop(call.key, None)
-            if is_executed:
-                return
-        given = call.executed.get(call_id)
-        if given is not None and to_json(given) != to_json(start.arguments):  # another middleware changed them
-            self.buffer.add(hook.context, [start._replace(arguments=given, corrects=True)])
-        error = result if isinstance(result, BaseException) else None
-        duration_ms = elapsed_ms(call.started) if is_executed else None
-        end = tool_end(start.execution_id, start.name, duration_ms, result, error=error)
-        if end.status == "error" and error is None and not is_executed and call.tool_exists:
-            end = end._replace(status="refused", error=None)
-        if call.is_recorded or end.status == "refused":
-            self.buffer.add(hook.context, [end] if call.is_recorded else [start, end])
+        """Record that a call was answered without an execution, which is a refusal if the answer is an error."""
+        hook, start = call.hook, call.start
+        call.run.prerecorded.pop(call.key, None)
+        if call.key not in call.run.executed:
+            error = result if isinstance(result, BaseException) else None
+            end = tool_end(start.execution_id, start.name, None, result, error=error)
+            if end.status == "error" and error is None and call.exists:
+                end = end._replace(status="refused", error=None)
+            if call.is_recorded or end.status == "refused" or hook.run is None:  # else the answer itself is recorded
+                self.buffer.add(hook.context, [end] if call.is_recorded else [start, end])
+        elif hook.run is not None:
+            return
+        if hook.run is None:
+            self._recorder.add_unreturned_output(call.run, hook.node, ())
         if hook.is_alone and isinstance(result, ToolMessage):
             result.id = result.id or self.buffer.new_id()  # the state would generate one later
             self.add_new_messages(hook, [result])

@@ -15,19 +15,11 @@ from uuid import UUID
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, Generation
 
-from session_middleware.recording.active_run import ActiveRun, ModelCallInProgress, Node, elapsed_ms, node_of
+from session_middleware.recording.active_run import ActiveRun, ModelCallInProgress, elapsed_ms, node_of
 from session_middleware.recording.usage import answered_call, is_cached, load_prices, text_in
 from session_middleware.recording.write_buffer import RecordBuffer
 from session_middleware.storage.jsonable import is_a
 from session_middleware.storage.record_entries import MessageEntry, ModelCallEntry
-
-
-def started_call(buffer: RecordBuffer, call_id: str, node: Node, metadata: Any, params: Any = None) -> ModelCallEntry:
-    """Return a call that begins now. LangChain's `metadata` names its model, else the model's own `params` do."""
-    load_prices()
-    model = text_in(metadata, "ls_model_name") or text_in(params, "model", "model_name")
-    call = ModelCallEntry(call_id, model, text_in(metadata, "ls_provider"), started_at=buffer.clock())
-    return call._replace(checkpoint_ns=node.namespace, node=node.name)
 
 
 class ModelCallRecorder:
@@ -39,8 +31,11 @@ class ModelCallRecorder:
         self, run: ActiveRun, run_id: UUID, class_name: str, metadata: Mapping[str, Any], options: Mapping[str, Any]
     ) -> None:
         node = node_of(metadata)
-        entry = started_call(self._buffer, str(run_id), node, metadata, options.get("invocation_params"))
+        model = text_in(metadata, "ls_model_name") or text_in(options.get("invocation_params"), "model", "model_name")
+        entry = ModelCallEntry(str(run_id), model, text_in(metadata, "ls_provider"), started_at=self._buffer.clock())
+        entry = entry._replace(checkpoint_ns=node.namespace, node=node.name)
         run.models[run_id] = ModelCallInProgress(run, entry, class_name, node)
+        load_prices()
 
     # Streaming
 

@@ -12,11 +12,14 @@ before the checkpointer's first read, so it is buffered until the first node of 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
+from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.messages import BaseMessage, HumanMessage, RemoveMessage
 from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
 from langgraph.constants import START
@@ -55,6 +58,7 @@ class SessionRecorder(GraphCallbackHandler):
         self._model_calls = ModelCallRecorder(buffer, flush_seconds=stream_flush)
         self._runs: dict[UUID, ActiveRun] = {}  # by the callback id of the run, and of all calls inside it
         self._updates: set[UUID] = set()  # callback ids of `update_state` calls
+        self._observing = threading.Lock()
         self._known = KnownMessages()
         buffer.on_forget.append(self._known.forget)
 
@@ -111,14 +115,14 @@ class SessionRecorder(GraphCallbackHandler):
             if not run.has_begun:
                 self._begin(run)
             lists = lists_in(outputs)
-            self._add_unreturned_output(run, None, lists)
+            self.add_unreturned_output(run, None, lists)
             if run.first_step is not None:  # the output of a graph is its state, or a part of it
                 add_unidentified(self.buffer, run, lists, "", is_end=True)
             self._add_messages(run, lists, "")
             self._end(run, "interrupted" if run.interrupted else "ok", None)
         elif (node := run.pop_node(run_id)) is not None:
             lists = lists_in(outputs)
-            self._add_unreturned_output(run, node, lists)
+            self.add_unreturned_output(run, node, lists)
             if run.context.checkpointed:
                 self._note_times(run.context, lists)
             self._add_messages(run, lists, node.graph_namespace, node, node.step)
@@ -136,7 +140,7 @@ class SessionRecorder(GraphCallbackHandler):
         if run.context.run_id == str(run_id):
             self._fail(run, error)
         elif node is not None:
-            self._add_unreturned_output(run, node, ())
+            self.add_unreturned_output(run, node, ())
 
     @never_raise
     def on_interrupt(self, event: GraphInterruptEvent) -> None:
@@ -202,8 +206,7 @@ class SessionRecorder(GraphCallbackHandler):
 
     def _end(self, run: ActiveRun, outcome: str, error: str | None) -> None:
         self._registry.end(run.context)
-        for run_id in [run_id for run_id, other in list(self._runs.items()) if other is run]:
-            self._runs.pop(run_id, None)  # a cancelled call has no end callback
+        self._drop(run)
         run.context.record.unidentified.clear()
         context, end = run.context, RunEnd(outcome, error, elapsed_ms(run.started), cut_off=bool(run.tools))
         if run.has_begun or context.admitted:
@@ -212,6 +215,33 @@ class SessionRecorder(GraphCallbackHandler):
             self.buffer.flush(context)
             return
         self.buffer.add_if_admitted(context, [end])  # by a write that is under way
+
+    def _drop(self, run: ActiveRun) -> None:
+        for run_id in [run_id for run_id, other in list(self._runs.items()) if other is run]:
+            self._runs.pop(run_id, None)  # a cancelled call has no end callback
+
+    @contextmanager
+    def observe(self, context: RunContext, manager: object) -> Iterator[ActiveRun]:
+        """Record the calls made with a node's callback manager, if no callback reports the run itself.
+
+        The blocks of calls that the node makes in parallel share one `ActiveRun`.
+        """
+        run = ActiveRun(context, has_begun=True)
+        if not isinstance(manager, BaseCallbackManager) or manager.parent_run_id is None:
+            yield run
+            return
+        with self._observing:
+            run = self._runs.setdefault(manager.parent_run_id, run)
+            run.observers += 1
+            manager.add_handler(self)
+        try:
+            yield run
+        finally:
+            with self._observing:
+                run.observers -= 1
+                if not run.observers:
+                    manager.remove_handler(self)
+                    self._drop(run)
 
     # Messages
 
@@ -251,7 +281,7 @@ class SessionRecorder(GraphCallbackHandler):
                 if id_of(message) is None:
                     context.record.unidentified.setdefault(id(message), (message, self.buffer.clock()))
 
-    def _add_unreturned_output(self, run: ActiveRun, node: Node | None, lists: Lists) -> None:
+    def add_unreturned_output(self, run: ActiveRun, node: Node | None, lists: Lists) -> None:
         """Record model output that its node, which has ended, does not return."""
         if run.pending_output:
             returned = [str(m.id) for messages in lists for m in messages if isinstance(m, BaseMessage)]
@@ -264,11 +294,13 @@ class SessionRecorder(GraphCallbackHandler):
 
     def context_of(self, session_id: str) -> RunContext | None:
         """Return the context of a run of the session that is in progress in this process."""
-        return next((run.context for run in list(self._runs.values()) if run.context.session_id == session_id), None)
+        runs = (run for run in list(self._runs.values()) if not run.observers)
+        return next((run.context for run in runs if run.context.session_id == session_id), None)
 
     def find_run(self, run_id: UUID | None) -> ActiveRun | None:
-        """Return the run that a callback id belongs to."""
-        return None if run_id is None else self._runs.get(run_id)
+        """Return the run that a callback id belongs to, unless only some of its calls are observed."""
+        run = None if run_id is None else self._runs.get(run_id)
+        return None if run is None or run.observers else run
 
     # Tools
 
