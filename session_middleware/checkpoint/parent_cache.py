@@ -30,9 +30,15 @@ class Fingerprints(array):  # type: ignore[type-arg]  # of int; `array` takes no
     """The 64-bit hash of each element's stored form, valid in this process only."""
 
     size: int = 0  # the bytes of all elements, encoded one after the other; 0: not known
-    digest: int = 0  # the hash of these bytes
+    digest: int | None = None  # the hash of these bytes, unless the elements are plain
     is_plain: bool = False  # all elements are messages of plain fields
     encoded: bytes | None = None  # the encoded elements, if they are plain and the cache has not taken them
+
+    def is_beginning_of(self, encoded: bytes, own: bytes | None) -> bool:
+        """Whether another list, given as its encoded elements, begins with this one. `own`: this one's, if known."""
+        if own is not None:
+            return encoded.startswith(own)
+        return self.size > 0 and hash(encoded[: self.size]) == self.digest
 
 
 class PackedList(NamedTuple):
@@ -106,6 +112,14 @@ class CheckpointCache:
         with self._lock:
             cached = [each for one in self._sessions.get(session_id, _NONE).values() for each in one.lists.values()]
         return list({(each.ref.list_id, each.is_input): each for each in cached}.values())
+
+    def encoded_of(self, cached: CachedListRef) -> bytes | None:
+        """The encoded elements of a list of plain messages, if this or a longer part of that list is packed."""
+        with self._lock:
+            packed = self._packed.get(cached.ref.list_id)
+        if packed is None or packed.ref.length < cached.ref.length or not cached.fingerprints.is_plain:
+            return None
+        return packed.data[: cached.fingerprints.size]
 
     def packed(self, session_id: str) -> dict[ListRef, PackedList]:
         """The packed lists of a session."""

@@ -384,7 +384,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
     ) -> CheckpointDiff:
         """What the parent does not have. A new list may share the beginning of a cached one if it `shares_others`."""
         others = partial(self._checkpoint_cache.lists, key[0]) if shares_others else tuple
-        diff = CheckpointDiff(self.serde, parent, others, is_outermost=not key[1])
+        encoded_of = self._checkpoint_cache.encoded_of
+        diff = CheckpointDiff(self.serde, parent, others, encoded_of, is_outermost=not key[1])
         versions = checkpoint["channel_versions"]
         for name, value in checkpoint["channel_values"].items():
             if name in new_versions or not diff.inherit(name, versions.get(name)):
