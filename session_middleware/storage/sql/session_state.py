@@ -311,7 +311,7 @@ class SessionWrite:
 
 def finish_writes(connection: Connection) -> None:
     """Finish the writes of the transaction to all sessions, so that their rows can be read."""
-    for write in connection.unfinished:
+    for write in dict.fromkeys(connection.unfinished):  # those of several operations on one session are one
         write.finish()
 
 

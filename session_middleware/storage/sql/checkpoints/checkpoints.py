@@ -72,7 +72,7 @@ def put(write: SessionWrite, put: CheckpointPut, branch: str | None, seq: int | 
     if blobs:
         put_blobs(write, blobs)
     channels.update(dict.fromkeys(put.replayed, REPLAYED))
-    text, enclosing = _json(channels), _json(dict(put.enclosing))
+    text, enclosing = _json(channels), _json({**put.enclosing}) if put.enclosing else "{}"
     position = latest_checkpoint.place(write, key, is_root=put.parent_id is None)
     row = Row(
         *(home, key[0], key[1], position, key[2], put.parent_id, enclosing, put.run_id, put.source, put.step),

@@ -80,6 +80,7 @@ class _Appender:
         self._stored = write.state.message_rows  # all versions of a message, by id
         self._answers: list[MessageEntry] = []
         self._batch: Sequence[MessageEntry] = ()
+        self._added: set[str] = set()  # the ids of messages that were added to the cache
 
     def append(self, messages: Sequence[MessageEntry]) -> None:
         if aliases := self._record.aliases:
@@ -95,7 +96,7 @@ class _Appender:
             self._append_one(message)
         if self._answers:
             self._add_answers()
-        _trim(self._write.state)
+        _trim(self._write.state, self._added)
 
     def _add_answers(self) -> None:
         """Add tool calls for answers: after the messages that request them, and before the messages that follow."""
@@ -121,6 +122,7 @@ class _Appender:
                 "SELECT DISTINCT message_id FROM messages WHERE session_id = ?", (self._session_id,)
             )
             state.message_ids = {message_id for (message_id,) in found}
+        self._added |= missing
         for message_id in missing:
             self._stored[message_id] = []
         if state.message_ids is not None:
@@ -317,6 +319,7 @@ class _Appender:
 
     def _keep(self, message_id: str, versions: list[StoredVersion]) -> None:
         self._stored[message_id] = versions
+        self._added.add(message_id)
         if self._write.state.message_ids is not None:
             self._write.state.message_ids.add(message_id)
 
@@ -377,11 +380,11 @@ _CLEAR_ASIDE = f"""
 """
 
 
-def _trim(state: SessionState) -> None:
+def _trim(state: SessionState, added: Iterable[str]) -> None:
     """Bound the cache of messages."""
     stored = state.message_rows
-    for own, rows in [*stored.items()]:
-        if rows and sum(map(len, filter(None, rows[-1][8:]))) > _LONGEST_CACHED:
+    for own in added:
+        if (rows := stored.get(own)) and sum(map(len, filter(None, rows[-1][8:]))) > _LONGEST_CACHED:
             del stored[own]
     while len(stored) > _MOST_CACHED:
         stored.popitem(last=False)
@@ -395,8 +398,6 @@ def restore_conversation_order(write: SessionWrite, context: RunContext, ids: It
     Messages arrive in another order where a state in which one was removed is put back, for instance.
     """
     written = context.record.written
-    if len(written) < 2:
-        return
     seqs = {write.counters.rows.get(own, written[own]): own for own in ids if own in written}
     if len(seqs) < 2:
         return

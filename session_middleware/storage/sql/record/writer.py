@@ -87,21 +87,14 @@ def write(
     if put is not None:
         point = branches.place_put(write, put, now)
         entries = [*entries, *put.histories, *_with_late(put)]
-    errors: tuple[type[Exception], ...] = (*_ERRORS, *write.rejections)
-    if careful:
-        for entry in entries:
-            _append_careful(write, context, entry, now, errors)
-    else:
-        try:
-            _append(write, context, entries, now)
-            write.flush()
-        except errors as error:
-            raise RecordWriteError from error
-    if put is None:
-        conversation = _conversation(e for e in entries if isinstance(e, MessageEntry) and not e.followed_by)
-    else:
-        conversation = [put.preceding, *_conversation(put.messages), *_later_model_output(put)]
-    message_rows.restore_conversation_order(write, context, conversation)
+    if entries:
+        _append_all(write, context, entries, now, careful=careful)
+    if len(context.record.written) > 1 and entries:
+        if put is None:
+            conversation = _conversation(e for e in entries if isinstance(e, MessageEntry) and not e.followed_by)
+        else:
+            conversation = [put.preceding, *_conversation(put.messages), *_later_model_output(put)]
+        message_rows.restore_conversation_order(write, context, conversation)
     if counters.replaced:
         own = (context.session_id, context.session_id)
         write.finish().execute(
@@ -109,8 +102,10 @@ def write(
         )
     if put is None or point.seq is None:
         return BranchPoint()
-    messages = itertools.chain(put.messages, *(history.messages for history in put.histories))
-    return BranchPoint(point.branch, max([point.seq, *[counters.rows.get(m.message_id, 0) for m in messages]]))
+    last = point.seq
+    for message in itertools.chain(put.messages, *map(attrgetter("messages"), put.histories)):
+        last = max(last, counters.rows.get(message.message_id, 0))
+    return point._replace(seq=last)
 
 
 def write_end(
@@ -159,6 +154,21 @@ def _with_late(put: CheckpointPut) -> Sequence[MessageEntry]:
         return put.messages
     late = {m.message_id for m in put.messages if steps.get((put.checkpoint_ns, m.message_id), put.step) > put.step}
     return [m._replace(late=m.message_id in late) for m in put.messages] if late else put.messages
+
+
+def _append_all(
+    write: SessionWrite, context: RunContext, entries: Sequence[Entry], now: datetime, *, careful: bool
+) -> None:
+    errors: tuple[type[Exception], ...] = (*_ERRORS, *write.rejections)
+    if careful:
+        for entry in entries:
+            _append_careful(write, context, entry, now, errors)
+        return
+    try:
+        _append(write, context, entries, now)
+        write.flush()
+    except errors as error:
+        raise RecordWriteError from error
 
 
 def _append(write: SessionWrite, context: RunContext, entries: Iterable[Entry], now: datetime) -> None:
