@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langchain_core.messages import BaseMessage, ToolMessage
@@ -32,6 +33,7 @@ class UnansweredCall(NamedTuple):
 # Answers in an input
 
 
+@lru_cache(maxsize=256)  # called when a node begins and when it ends
 def without_tasks(namespace: str) -> str:
     """The namespace of a subgraph, without the ids of a run's tasks."""
     return "|".join(part.partition(":")[0] for part in namespace.split("|") if not part.isdigit())

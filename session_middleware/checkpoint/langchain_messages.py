@@ -18,7 +18,7 @@ _KEYS = frozenset(
 
 
 def is_message(element: Any) -> bool:
-    return is_a(element, BaseMessage) or (type(element) is dict and _is_in_openai_format(element))
+    return issubclass(type(element), BaseMessage) or (type(element) is dict and _is_in_openai_format(element))
 
 
 def is_answer(element: Any) -> bool:
@@ -37,8 +37,9 @@ def is_question(element: Any) -> bool:
 
 def id_of(element: Any) -> Any:
     """The id of a message; ``None`` if it has none, or is no message."""
-    found = element.get("id") if type(element) is dict else element.id if is_a(element, BaseMessage) else None
-    return found if is_a(found, (str, int)) and found else None
+    kind = type(element)
+    found = element.get("id") if kind is dict else element.id if issubclass(kind, BaseMessage) else None
+    return found if issubclass(type(found), (str, int)) and found else None
 
 
 def _is_in_openai_format(element: dict[Any, Any]) -> bool:

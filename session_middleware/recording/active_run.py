@@ -42,7 +42,10 @@ _NODE_KEYS = ("langgraph_checkpoint_ns", "checkpoint_ns", "langgraph_node", "lan
 
 def node_of(metadata: Mapping[str, Any]) -> Node:
     """Return the node that made a call, by the call's metadata. Values that are no text and no number are ignored."""
-    found = [value if issubclass(type(value := metadata.get(key)), (str, int)) else None for key in _NODE_KEYS]
+    found: list[Any] = []
+    for key in _NODE_KEYS:
+        value = metadata.get(key)
+        found.append(value if issubclass(type(value), (str, int)) else None)
     namespace = str(found[0] or found[1] or "")
     return Node(found[2], namespace, namespace.rpartition("|")[0], found[3])
 

@@ -268,8 +268,8 @@ class SessionRecorder(GraphCallbackHandler):
                     outer_step = run.outer_step(namespace) if namespace else None
                     for graph, at in ((namespace, step), ("", outer_step)):
                         if at is not None:
-                            seen = [(graph, entry.message_id) for entry in entries]
-                            context.record.message_steps |= dict.fromkeys(seen, at)
+                            for entry in entries:
+                                context.record.message_steps[graph, entry.message_id] = at
                     self.buffer.add(context, entries)
         if not context.checkpointed and context.record.entries:
             self.buffer.flush(context)
