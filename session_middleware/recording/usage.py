@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from langchain_core.messages import AIMessage, BaseMessage
 from pydantic import BaseModel
@@ -21,17 +21,18 @@ from session_middleware.storage.validation import check_kind
 _RAW = ("token_usage", "usage", "usage_metadata")  # keys of a provider's counts
 _INPUT_DETAILS = ("input_token_details", "input_tokens_details", "prompt_tokens_details")
 _OUTPUT_DETAILS = ("output_token_details", "output_tokens_details", "completion_tokens_details")
-_COUNTS = (  # for each field of `Tokens`: the keys of the details that contain it (none: the usage), and its own keys
-    ((), ("input_tokens", "prompt_tokens", "prompt_token_count", "prompt_eval_count", "inputTokens")),
-    ((), ("output_tokens", "completion_tokens", "candidates_token_count", "eval_count", "outputTokens")),
-    (_INPUT_DETAILS, ("cache_read", "cached_tokens")),
-    (_INPUT_DETAILS, ("cache_creation",)),
-    (_OUTPUT_DETAILS, ("reasoning", "reasoning_tokens")),
-    (_INPUT_DETAILS, ("ephemeral_5m_input_tokens",)),
-    (_INPUT_DETAILS, ("ephemeral_1h_input_tokens",)),
-    (_INPUT_DETAILS, ("audio", "audio_tokens")),
-    (_OUTPUT_DETAILS, ("audio", "audio_tokens")),
-)
+_COUNTS = {  # for each field of `Tokens`: the keys of the details that contain it (none: the usage), and its own keys
+    "input": ((), ("input_tokens", "prompt_tokens", "prompt_token_count", "prompt_eval_count", "inputTokens")),
+    "output": ((), ("output_tokens", "completion_tokens", "candidates_token_count", "eval_count", "outputTokens")),
+    "cached": (_INPUT_DETAILS, ("cache_read", "cached_tokens")),
+    "written": (_INPUT_DETAILS, ("cache_creation",)),
+    "reasoning": (_OUTPUT_DETAILS, ("reasoning", "reasoning_tokens")),
+    "written_5m": (_INPUT_DETAILS, ("ephemeral_5m_input_tokens",)),
+    "written_1h": (_INPUT_DETAILS, ("ephemeral_1h_input_tokens",)),
+    "audio_input": (_INPUT_DETAILS, ("audio", "audio_tokens")),
+    "audio_output": (_OUTPUT_DETAILS, ("audio", "audio_tokens")),
+}
+_PARTS: tuple[tuple[str, ...], ...] = ((), _INPUT_DETAILS, _OUTPUT_DETAILS)
 _OUTSIDE = ("cache_read_input_tokens", "cache_creation_input_tokens")  # Anthropic's raw counts exclude these from input
 _WRITTEN = ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
 _LIMIT = 2**53  # counts are below this
@@ -62,18 +63,30 @@ def count_tokens(usage: Any) -> tuple[Tokens, tuple[str, ...]]:
     """Return the counts of a usage under LangChain's or a provider's names, and flags; an invalid count is dropped."""
     if not issubclass(type(usage), Mapping):
         return _NONE
-    found = [_find(usage, details, names) for details, names in _COUNTS]
-    flags = () if all(count is None or is_count(count) for count in found) else ("invalid:tokens",)
-    tokens = Tokens(*(count if is_count(count) else None for count in found))
+    by_details = {details: _details(usage, details) for details in _PARTS}
+    found: dict[str, int] = {}
+    flags: tuple[str, ...] = ()
+    for field, (details, names) in _COUNTS.items():
+        counts = by_details[details]
+        for name in names:
+            if (count := counts.get(name)) is not None:
+                if type(count) is int and 0 <= count < _LIMIT:
+                    found[field] = count
+                else:
+                    flags = ("invalid:tokens",)
+                break
+    tokens = Tokens(**found)
     if tokens.written_5m or tokens.written_1h:  # LangChain then reports 0 as their sum
         parts = (tokens.written_5m or 0) + (tokens.written_1h or 0)
         tokens = tokens._replace(written=max(tokens.written or 0, parts))
-    read, written = (count if is_count(count := usage.get(name)) else None for name in _OUTSIDE)
-    if tokens.input is not None and not (read is written is None):
-        durations = [_find(usage, ("cache_creation",), (name,)) for name in _WRITTEN]
-        five_minutes, one_hour = (count if is_count(count) else None for count in durations)
-        tokens = tokens._replace(cached=read or 0, written=written or 0, written_5m=five_minutes, written_1h=one_hour)
-        tokens = tokens._replace(input=(tokens.input or 0) + (read or 0) + (written or 0))
+    if tokens.input is not None and not usage.keys().isdisjoint(_OUTSIDE):
+        read, written = (count if is_count(count := usage.get(name)) else None for name in _OUTSIDE)
+        if not (read is written is None):
+            created = _details(usage, ("cache_creation",))
+            durations = [count if is_count(count := created.get(name)) else None for name in _WRITTEN]
+            tokens = tokens._replace(cached=read or 0, written=written or 0)
+            tokens = tokens._replace(written_5m=durations[0], written_1h=durations[1])
+            tokens = tokens._replace(input=(tokens.input or 0) + (read or 0) + (written or 0))
     return tokens, flags
 
 
@@ -90,11 +103,13 @@ def given_tokens(usage: Any, **counts: int | None) -> Tokens:
     return tokens._replace(**given)
 
 
-def _find(usage: Mapping[str, Any], details: tuple[str, ...], names: tuple[str, ...]) -> Any:
-    """Return the first count with one of the names, in the usage or in the first mapping with a key of `details`."""
-    if details:
-        usage = next((usage[key] for key in details if issubclass(type(usage.get(key)), Mapping)), {})
-    return next((count for name in names if (count := usage.get(name)) is not None), None)
+def _details(usage: Mapping[str, Any], keys: tuple[str, ...]) -> Mapping[str, Any]:
+    """Return the first mapping with one of the keys; without keys, the usage itself."""
+    for key in keys:
+        details: Any = usage.get(key)
+        if issubclass(type(details), Mapping):
+            return cast("Mapping[str, Any]", details)
+    return {} if keys else usage
 
 
 def usage_of(message: BaseMessage) -> tuple[Tokens, tuple[str, ...]]:
