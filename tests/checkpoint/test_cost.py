@@ -18,6 +18,7 @@ from langgraph.prebuilt import ToolNode, tools_condition
 
 import session_middleware
 from session_middleware import Sessions
+from session_middleware.storage.sql import writer
 from tests.support.agents import human
 
 PACKAGE = str(Path(session_middleware.__file__).parent)
@@ -65,11 +66,17 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize(
     ("part", "most_statements", "most_calls"),
-    [("attached", 58, 1_620), ("checkpointer", 47, 1_060)],  # attached, how writes are grouped depends on the threads
+    [("attached", 56, 1_520), ("checkpointer", 43, 1_000)],  # attached, how writes are grouped depends on the threads
 )
 def test_a_turn_with_a_tool_on_an_existing_thread(
-    part: str, most_statements: int, most_calls: int, statements: list[str], tmp_path: Path
+    part: str,
+    most_statements: int,
+    most_calls: int,
+    statements: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(writer, "PATIENCE_SECONDS", 60)  # pending writes share the next commit on a busy machine too
     calls = 0
 
     def count(frame: Any, event: str, _: Any) -> None:
