@@ -15,6 +15,7 @@ from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
 
 from session_middleware import SessionExpired, Sessions
+from session_middleware.runtime import sweeper
 from tests.conftest import Clock, OpenSessions
 from tests.support import agents
 from tests.support.agents import human, said
@@ -409,6 +410,25 @@ def test_each_transaction_of_a_sweep_tells_that_it_goes_on(
     monkeypatch.setattr(engine.time, "sleep", pause)
     assert len(storage.end_due(storage.list_due(clock()), now=clock(), duty=lease)) == 3
     assert sweeps == [[], []]
+
+
+def test_a_sweep_ends_all_page_by_page_beside_those_that_stay(
+    open_sessions: OpenSessions, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeper, "_PAGE", 2)
+    sessions = open_sessions(retention="10m")
+
+    @sessions.on_expiring
+    def expiring(ended: Any) -> str | None:
+        return "1h" if ended.session_id in "ab" else None
+
+    for name in "abcdefg":
+        sessions.open(name)
+    clock.advance(hours=1)
+    ended = sorted((each.session_id, each.reason) for each in sessions.sweep())
+    assert ended == [(name, reason) for name in "cdefg" for reason in ("idle_timeout", "retention")]
+    assert sorted(each.id for each in sessions.list()) == ["a", "b"]
+    assert sessions.sweep() == []
 
 
 def test_a_sweep_whose_turn_is_over_leaves_the_rest_to_the_next(open_sessions: OpenSessions, clock: Clock) -> None:

@@ -114,7 +114,7 @@ def test_a_session_that_expired_because_of_the_limit_goes_with_the_next_sweep(
 @pytest.mark.parametrize("own", [None, "delete"])
 def test_what_is_still_to_be_done_is_read_in_its_order_from_one_index(own: str | None, tmp_path: Path) -> None:
     storage = SqliteStorage(str(tmp_path / "sessions.db"), load_settings(), clock=utc_now)
-    values = {"own": own, "pruned": 0, "now": "9"}
+    values = {"own": own, "pruned": 0, "now": "9", "limit": 9}
     steps = storage._database.read(
         lambda connection: [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {expiry._UNDONE}", values)]
     )

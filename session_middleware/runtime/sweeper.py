@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -18,6 +18,7 @@ from session_middleware.storage.run import Lease
 from session_middleware.storage.validation import Timeout, checked_moment
 
 _DUTY = "sweep"
+_PAGE = 5_000  # sessions that are listed at a time
 _RESOURCES_SECONDS = 5.0  # between two checks for resources of ended sessions
 
 
@@ -48,7 +49,7 @@ class Sweeper:
         """Sweep every ``sweep_interval`` from the first run on, and close resources of ended sessions."""
         background.add_task(self.close_resources, _RESOURCES_SECONDS)
         if self._settings.sweep_interval is not None:
-            background.add_task(self.sweep, self._settings.sweep_interval.total_seconds())
+            background.add_task(self._sweep_in_background, self._settings.sweep_interval.total_seconds())
 
     def sweep(
         self,
@@ -68,17 +69,38 @@ class Sweeper:
         )
         if dry_run:
             return list_due(sized=True)
+        return list(self._end_all(list_due, moment))
+
+    def _sweep_in_background(self) -> None:
+        now = self._clock()
+        self._flush()
+        for _ in self._end_all(partial(self._storage.list_due, now), now):  # of all that end, only a page is in memory
+            pass
+
+    def _end_all(self, list_due: Callable[..., list[SweepResult]], now: datetime) -> Iterator[SweepResult]:
+        """End what is due, and what is due then: the retention of those that have expired now may be over already.
+
+        A failure is raised at the end, so that it does not keep the other sessions from ending.
+        """
         lease = self._storage.acquire_duty(_DUTY)
         if lease is None:
-            return []
+            return
+        left: set[str] = set()  # they stay, because of a hook, a new run, or a failure
+        failure: StorageError | None = None
         try:
-            ended = self._end(list_due(), moment, lease)
-            if age is None and ended:  # the retention of those that have expired now may be over already
-                ended += self._end(list_due(), moment, lease)
+            while page := [due for due in list_due(limit=_PAGE + len(left)) if due.session_id not in left]:
+                ended: list[SweepResult] = []
+                try:
+                    ended = self._end(page, now, lease)
+                except StorageError as error:
+                    failure = failure or error
+                left |= {due.session_id for due in page} - {due.session_id for due in ended}
+                yield from ended
             self._storage.collect_garbage()
         finally:
             self._storage.release_leases([lease])
-        return ended
+        if failure is not None:
+            raise failure
 
     def _end(self, due: Sequence[SweepResult], now: datetime, lease: Lease) -> list[SweepResult]:
         if self._hooks.has("expiring"):

@@ -211,6 +211,7 @@ class Storage(Protocol):
         inactive_since: datetime | None = None,
         status: Status | None = None,
         sized: bool = False,
+        limit: int | None = None,
     ) -> list[SweepResult]:
         """The sessions due at `now`, first due first; `sized` adds an estimate of their bytes.
 

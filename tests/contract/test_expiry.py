@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 
 from session_middleware.models import Identity
 from session_middleware.storage.protocol import Storage
@@ -52,3 +53,14 @@ def test_those_due_for_several_reasons_are_listed_once_for_the_first_of_them(mak
         ("old first", "max_age", "keep"),
         ("pinged", "idle_timeout", "keep"),
     ]
+
+
+def test_a_listing_is_limited_to_those_that_are_due_first(make_storage: Make, clock: Clock) -> None:
+    storage = make_storage(idle_timeout="1h")
+    for name in "cabd":
+        opened(storage, name, idle_timeout_seconds=1800.0 if name == "b" else None)  # type: ignore[arg-type]
+        clock.advance(seconds=1)
+    clock.advance(hours=1)
+    assert [each.session_id for each in storage.list_due(clock(), limit=3)] == list("bca")
+    older = storage.list_due(clock(), inactive_since=clock() - timedelta(minutes=30), limit=2)
+    assert [each.session_id for each in older] == list("ca")

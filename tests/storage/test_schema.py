@@ -201,7 +201,7 @@ def report_everything(storage: Storage) -> None:
 @pytest.mark.parametrize("reason", expiry._DUE)
 def test_what_is_due_is_read_in_its_order_by_an_index_of_the_moment(reason: str, tmp_path: Path) -> None:
     storage = SqliteStorage(str(tmp_path / "sessions.db"), load_settings(), clock=utc_now)
-    values = {"now": "9", "since": "9", "seconds": 5.0}
+    values = {"now": "9", "since": "9", "seconds": 5.0, "limit": 9}
     by_settings, durations, of_own = (
         storage._database.read(lambda connection, sql=sql: plan(connection, sql, values)) for sql in expiry._DUE[reason]
     )

@@ -185,11 +185,12 @@ class SessionOperations(Operations):
         inactive_since: datetime | None = None,
         status: Status | None = None,
         sized: bool = False,
+        limit: int | None = None,
     ) -> list[SweepResult]:
         if inactive_since is None:
-            found = self._read(expiry.list_due, self._rules, now)
+            found = self._read(expiry.list_due, self._rules, now, limit)
         else:
-            found = self._read(expiry.list_older, inactive_since, status, self._rules)
+            found = self._read(expiry.list_older, inactive_since, status, self._rules, limit)
         if sized:
             bytes_of = self._read(expiry.sizes, [due.session_id for due in found])
             found = [due.model_copy(update={"bytes": bytes_of[due.session_id]}) for due in found]

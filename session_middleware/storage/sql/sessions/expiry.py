@@ -8,18 +8,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from session_middleware import lifecycle
 from session_middleware.models import OnExpire, Status, SweepResult, from_text, to_text
-from session_middleware.storage.sql.connection import Connection
+from session_middleware.storage.sql.connection import UNLIMITED, Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.sessions import leases, session_rows
 from session_middleware.storage.sql.sessions.endings import STRATEGIES
 
 _FREE = "pinned IS NULL AND (postponed_until IS NULL OR postponed_until <= :now)"
 _SELECT = "SELECT id, user_id, on_expire, last_active_at, {0} FROM sessions WHERE {1} AND " + _FREE
-_IN_ORDER = " AND {0} <= :since AND {2} ORDER BY {0}, id"
+_IN_ORDER = " AND {0} <= :since AND {2} ORDER BY {0}, id LIMIT :limit"
 _DUE = {  # by reason: sessions without an own duration, the own durations, and the sessions with one of them
     reason: (
         (_SELECT + _IN_ORDER).format(column, condition, f"{reason}_seconds IS NULL"),
@@ -34,13 +35,14 @@ _DUE = {  # by reason: sessions without an own duration, the own durations, and 
 }
 # Sessions that expired before their strategy was set.
 _UNDONE = _SELECT.format("ended_at", "status = 'expired' AND on_expire IS :own AND pruned = :pruned") + (
-    " ORDER BY ended_at, id"
+    " ORDER BY ended_at, id LIMIT :limit"
 )
 
 
-def list_due(connection: Connection, rules: EngineContext, now: datetime) -> list[SweepResult]:
+def list_due(connection: Connection, rules: EngineContext, now: datetime, limit: int | None) -> list[SweepResult]:
     """The sessions due at `now`, first due first: to expire, prune, archive or delete, or past their retention."""
-    settings, live, values = rules.settings, leases.live(connection, rules), {"now": to_text(now)}
+    settings, live = rules.settings, leases.live(connection, rules)
+    values = {"now": to_text(now), "limit": UNLIMITED if limit is None else limit + len(live)}
     found: dict[str, SweepResult] = {}
 
     def add(reason: str, duration: timedelta, action: OnExpire, statement: str, **more: Any) -> None:
@@ -61,7 +63,7 @@ def list_due(connection: Connection, rules: EngineContext, now: datetime) -> lis
         action: OnExpire = own_action or settings.on_expire
         for pruned in STRATEGIES[action].applies_to:
             add("on_expire", timedelta(0), action, _UNDONE, own=own_action, pruned=pruned)
-    return sorted(found.values(), key=lambda due: (due.expired_at, due.session_id))
+    return sorted(found.values(), key=lambda due: (due.expired_at, due.session_id))[:limit]
 
 
 def _results(
@@ -93,7 +95,7 @@ def _moment(text: str) -> datetime:
 
 
 def list_older(
-    connection: Connection, before: datetime, status: Status | None, rules: EngineContext
+    connection: Connection, before: datetime, status: Status | None, rules: EngineContext, limit: int | None
 ) -> list[SweepResult]:
     """Sessions last active before a moment, except those that are pinned or have a run in progress."""
     now = rules.clock()
@@ -102,14 +104,14 @@ def list_older(
         "SELECT * FROM sessions WHERE last_active_at < ? AND pinned IS NULL ORDER BY last_active_at, id",
         (to_text(before),),
     )
-    rows = [
+    rows = (
         (session.id, session.user_id, None, to_text(session.last_active_at), to_text(before))
         for session in session_rows.readable(cursor, rules)
         if session is not None
         and session.id not in live
         and status in (None, lifecycle.status_at(session, rules.settings, now))
-    ]
-    return list(_results(rows, "older_than", timedelta(0), "delete", rules))
+    )
+    return list(islice(_results(rows, "older_than", timedelta(0), "delete", rules), limit))
 
 
 _MEMBERS = "(SELECT COUNT(*) FROM sessions AS one WHERE one.home = sessions.home)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -58,20 +58,17 @@ def find_remains(connection: Connection, session_ids: Sequence[str]) -> list[Ses
 
 
 def find_readable(connection: Connection, session_id: str, rules: EngineContext) -> SessionInfo | None:
-    (session,) = readable(connection.execute("SELECT * FROM sessions WHERE id = ?", (session_id,)), rules) or [None]
-    return session
+    return next(readable(connection.execute("SELECT * FROM sessions WHERE id = ?", (session_id,)), rules), None)
 
 
-def readable(cursor: Cursor, rules: EngineContext) -> list[SessionInfo | None]:
+def readable(cursor: Cursor, rules: EngineContext) -> Iterator[SessionInfo | None]:
     """The sessions row by row; ``None`` for a damaged row."""
-    found: list[SessionInfo | None] = []
-    for row in cursor.fetchall():
+    for row in cursor:
         try:
-            found.append(value_of(SessionInfo, cursor, row))
+            yield value_of(SessionInfo, cursor, row)
         except Malformed as error:
             leave_out(error.session_id, str(error), rules)
-            found.append(None)
-    return found
+            yield None
 
 
 def first(
@@ -81,7 +78,7 @@ def first(
     damaged = 0
     while True:
         most = UNLIMITED if limit is None else limit + damaged
-        rows = readable(connection.execute(select, {**values, "limit": most}), rules)
+        rows = list(readable(connection.execute(select, {**values, "limit": most}), rules))
         if limit is None or rows.count(None) == damaged:
             return [session for session in rows if session is not None]
         damaged = rows.count(None)
