@@ -393,7 +393,7 @@ def test_each_transaction_of_a_sweep_tells_that_it_goes_on(
 ) -> None:
     from session_middleware.storage.sql.sessions import engine
 
-    monkeypatch.setattr(engine, "_BATCH", 1)
+    monkeypatch.setattr(engine, "_SMALLEST", 1), monkeypatch.setattr(engine, "_BATCH", 1)
     sessions, others = open_sessions(), open_sessions()
     for name in "abc":
         sessions.open(name)

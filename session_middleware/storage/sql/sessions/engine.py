@@ -41,7 +41,8 @@ from session_middleware.storage.types import ArchivedSession, DeletionCounts, Se
 
 T = TypeVar("T")
 
-_BATCH = 50  # sessions that a sweep ends in one transaction, for whose end other writers wait
+_SMALLEST, _BATCH = 5, 50  # sessions that a sweep ends in one transaction, at first and at most
+_TURN_SECONDS = 0.02  # the aim for its duration: other writers wait for its end
 _PAUSE, _LONGEST_PAUSE_SECONDS = 2, 0.05  # the pause after it, as a multiple: other writers wait for the disk too
 
 
@@ -202,11 +203,8 @@ class SessionOperations(Operations):
         )
 
     def end_due(self, listed: Sequence[SweepResult], *, now: datetime, duty: Lease | None = None) -> list[SweepResult]:
-        alone = [[due] for due in listed if endings.STRATEGIES[due.action].is_alone]
-        others = [due for due in listed if not endings.STRATEGIES[due.action].is_alone]
-        batches = [others[start : start + _BATCH] for start in range(0, len(others), _BATCH)]
         done: list[SweepResult] = []
-        failure = None
+        failure: StorageError | None = None
 
         def end(connection: Connection, due: Sequence[SweepResult]) -> list[SweepResult] | None:
             """``None``: another process has acquired the duty, so nothing remains to be done."""
@@ -218,20 +216,25 @@ class SessionOperations(Operations):
                 return None
             return endings.end_due(connection, due, self._rules, now)
 
-        for number, batch in enumerate(batches + alone):
-            began = time.perf_counter()
-            try:
-                ended = self._database.write(partial(end, due=batch), durable=number >= len(batches))
-            except StorageError as error:
-                if number < len(batches):
-                    raise
-                failure = failure or error  # end the others first
-                continue
+        together = [due for due in listed if not endings.STRATEGIES[due.action].is_alone]
+        size = _SMALLEST
+        while together:
+            batch, together, began = together[:size], together[size:], time.perf_counter()
+            ended = self._database.write(partial(end, due=batch), durable=False)
             if ended is None:
-                break
+                return done
             done += ended
-            if number + 1 < len(batches):
-                time.sleep(min(_PAUSE * (time.perf_counter() - began), _LONGEST_PAUSE_SECONDS))
+            took = time.perf_counter() - began
+            size = max(1, min(_BATCH, int(size * min(2, _TURN_SECONDS / took))))
+            if together:
+                time.sleep(min(_PAUSE * took, _LONGEST_PAUSE_SECONDS))
+        for due in listed:
+            if endings.STRATEGIES[due.action].is_alone:
+                try:
+                    ended = self._database.write(partial(end, due=[due]))
+                    done += ended or []
+                except StorageError as error:  # end the others first
+                    failure = failure or error
         if failure is not None:
             raise failure
         if any(endings.STRATEGIES[ended.action].frees for ended in done):
