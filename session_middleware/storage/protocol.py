@@ -152,20 +152,16 @@ class Storage(Protocol):
     def delete_session(self, session_id: str, *, by: Identity | None = None) -> DeletionCounts:
         """Delete checkpoints, writes, record, memories and archive; all counts are 0 for an unknown id.
 
-        A tombstone remains, so a run that was admitted before is refused its further writes. Values shared with
-        the family remain while a member refers to them. On return the database files contain none of the text,
-        except while another process reads an older snapshot; then a later WAL checkpoint removes it. Of an
-        archived session only the session and the bytes of its file are counted.
+        A tombstone remains, so a run that was admitted before is refused its further writes. Values of the family
+        remain while a member refers to them. On return the files contain none of the text, unless another process
+        reads an older snapshot. Of an archived session only the session and the bytes of its file are counted.
         """
 
     def restore_session(self, session_id: str, *, by: Identity | None = None) -> SessionInfo:
         """Insert an archived session again, active from now on, and delete its file.
 
-        Raises:
-            SessionNotFound: no session is archived under this id, or it belonged to another user.
-            SessionExists: a session has this id.
-            SessionLimitReached: the limit of open sessions is reached.
-            StorageError: the file is missing or was changed.
+        Raises `SessionNotFound` unless it is archived and was this user's, `SessionExists` if a session has this id,
+        `SessionLimitReached`, and `StorageError` for a file that is missing or was changed.
         """
 
     def find_tombstone(self, session_id: str) -> TombstoneInfo | None: ...
@@ -409,12 +405,8 @@ class Storage(Protocol):
     def put_memories(self, puts: Sequence[MemoryPut], *, context: RunContext | None = None) -> None:
         """Store items in order; a key that exists keeps its `created_at`.
 
-        With a `context`, the transaction checks that the session is still the one the context found, and opens it
-        if there is none, so that the items have an owner.
-
-        Raises:
-            SessionClosed: the session was deleted since, or the context's user was forgotten.
-            SessionAccessDenied: the session is another user's, or the user may only read it.
+        With a `context`, the transaction opens the session if there is none, so that the items have an owner. Raises
+        `SessionClosed` if the session was deleted since, or its user forgotten, and `SessionAccessDenied`.
         """
 
     def get_memories(
