@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,23 @@ def test_a_session_that_expired_because_of_the_limit_goes_with_the_next_sweep(
     assert sessions.get("a").reason == "limit"
     assert swept(sessions) == [("a", "on_expire", "delete")]
     assert sessions.explain("a").reason == "limit"
+
+
+def test_a_session_whose_state_is_damaged_expires_unpruned_beside_the_others(tmp_path: Path, clock: Clock) -> None:
+    path = tmp_path / "sessions.db"
+    with Sessions(path, clock=clock, on_expire="prune", idle_timeout="30m", sweep_interval=None) as sessions:
+        graph = sessions.attach(agents.chat())
+        for name in "abc":
+            for text in ("one", "two"):
+                graph.invoke(human(text), sessions.config(name))
+        with sqlite3.connect(path) as connection:
+            connection.execute("UPDATE checkpoints SET channels = '{' WHERE session_id = 'b'")
+        connection.close()
+        clock.advance(hours=1)
+        assert sorted(swept(sessions)) == [(name, "idle_timeout", "prune") for name in "abc"]
+        assert swept(sessions) == []
+        counts = {each.id: each.stats().checkpoint_count for each in sessions.list()}
+        assert counts["a"] == counts["c"] == 1 < counts["b"]
 
 
 @pytest.mark.parametrize("own", [None, "delete"])

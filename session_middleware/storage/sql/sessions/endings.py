@@ -17,7 +17,7 @@ from session_middleware.models import Closed, Identity, OnExpire, Pin, SessionIn
 from session_middleware.storage import jsonl
 from session_middleware.storage.sql.checkpoints import blobs, checkpoints, pruning
 from session_middleware.storage.sql.checkpoints.pruning import free_unused
-from session_middleware.storage.sql.connection import Connection
+from session_middleware.storage.sql.connection import Connection, DamagedRow
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import memories
 from session_middleware.storage.sql.record import runs
@@ -80,7 +80,7 @@ def _prune(connection: Connection, session: SessionInfo) -> bool:
     """Prune a session that has expired; returns whether that was not done before."""
     pruned = connection.execute("UPDATE sessions SET pruned = 1 WHERE id = ? AND pruned = 0", (session.id,)).rowcount
     if pruned:
-        with suppress(blobs.CorruptRow):  # nothing is deleted of a damaged state
+        with suppress(DamagedRow, ValueError), blobs.reading_rows():  # a damaged state is left as it is
             pruning.prune(connection, session.id)
     return bool(pruned)
 
