@@ -77,11 +77,9 @@ def copy_database(source: SqlStorage, target: SqlStorage, *, progress: Progress 
     """
     if source.name == target.name:
         raise StorageError(target.name, "it is the source too", advice="name another database to copy to")
-    return source._database.read(lambda connection: _Copy(connection, source, target, progress or _silent).run())
-
-
-def _silent(*_: int) -> None:
-    pass
+    return source._database.read(
+        lambda connection: _Copy(connection, source, target, progress or (lambda *_: None)).run()
+    )
 
 
 class _Copy:

@@ -101,11 +101,6 @@ def before(connection: Connection, session_id: str, number: int | None, rules: E
     return [row for row in rows if (number is None or row.number < number) and not row.is_dead(rules)]
 
 
-def is_live(connection: Connection, session_id: str, rules: EngineContext) -> bool:
-    """Whether a run is in progress in the session."""
-    return bool(before(connection, session_id, None, rules))
-
-
 def live(connection: Connection, rules: EngineContext) -> frozenset[str]:
     """The ids of all sessions with a run in progress."""
     return frozenset(row.session_id for row in _all(connection) if not row.is_dead(rules))

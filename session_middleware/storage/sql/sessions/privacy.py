@@ -24,14 +24,13 @@ def revoke(connection: Connection, user_id: str, rules: EngineContext, *, reason
         (hash_of(user_id), reason, to_text(now)),
     )
     connection.execute(_THEIRS_CHANGED, (user_id, user_id))
-    theirs = connection.execute("SELECT id FROM sessions WHERE user_id = ? AND status = 'active'", (user_id,))
+    theirs = connection.execute("SELECT * FROM sessions WHERE user_id = ? AND status = 'active'", (user_id,))
     ended = []
-    for (session_id,) in theirs.fetchall():
-        session = session_rows.find_readable(connection, session_id, rules)
+    for session in list(session_rows.readable(theirs, rules)):
         if session is not None and lifecycle.status_at(session, rules.settings, now) in lifecycle.OPEN:
             detail = {} if reason is None else {"why": reason}
-            endings.end(connection, session_id, "abandoned", rules, reason="owner_revoked", detail=detail)
-            ended.append(session_id)
+            endings.end(connection, session.id, "abandoned", rules, reason="owner_revoked", detail=detail)
+            ended.append(session.id)
     return ended
 
 

@@ -57,10 +57,6 @@ def find_remains(connection: Connection, session_ids: Sequence[str]) -> list[Ses
 # Damaged rows are left out where many sessions are read, and logged once.
 
 
-def find_readable(connection: Connection, session_id: str, rules: EngineContext) -> SessionInfo | None:
-    return next(readable(connection.execute("SELECT * FROM sessions WHERE id = ?", (session_id,)), rules), None)
-
-
 def readable(cursor: Cursor, rules: EngineContext) -> Iterator[SessionInfo | None]:
     """The sessions row by row; ``None`` for a damaged row."""
     for row in cursor:
@@ -103,7 +99,7 @@ def seen(connection: Connection, session_id: str, rules: EngineContext) -> Sessi
     session = find(connection, session_id)
     if session is None:
         latest_checkpoint.check_new(connection, session_id, rules.path)
-    elif leases.is_live(connection, session_id, rules):
+    elif leases.before(connection, session_id, None, rules):
         return session.model_copy(update={"is_running": True})
     return session
 
