@@ -399,7 +399,7 @@ def test_each_transaction_of_a_sweep_tells_that_it_goes_on(
         sessions.open(name)
     clock.advance(minutes=30)
     storage = sessions._storage
-    lease = storage.acquire_duty("sweep")
+    duty = storage.acquire_duty("sweep")
     elsewhere(tmp_path / "sessions.db")
     sweeps: list[Any] = []
 
@@ -408,7 +408,7 @@ def test_each_transaction_of_a_sweep_tells_that_it_goes_on(
         sweeps.append(others.sweep())
 
     monkeypatch.setattr(engine.time, "sleep", pause)
-    assert len(storage.end_due(storage.list_due(clock()), now=clock(), duty=lease)) == 3
+    assert len(storage.end_due(storage.list_due(clock()), now=clock(), duty=duty)) == 3
     assert sweeps == [[], []]
 
 
@@ -436,10 +436,10 @@ def test_a_sweep_whose_turn_is_over_leaves_the_rest_to_the_next(open_sessions: O
     sessions.open("t")
     clock.advance(minutes=30)
     storage = sessions._storage
-    lease = storage.acquire_duty("sweep")
-    assert lease is not None
-    others._storage.release_leases([lease])
-    assert storage.end_due(storage.list_due(clock()), now=clock(), duty=lease) == []
+    duty = storage.acquire_duty("sweep")
+    assert duty is not None
+    others._storage.release_leases([duty.lease])
+    assert storage.end_due(storage.list_due(clock()), now=clock(), duty=duty) == []
     assert [ended.session_id for ended in others.sweep()] == ["t"]
 
 

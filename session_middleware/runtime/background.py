@@ -127,9 +127,7 @@ class BackgroundWorker:
             for lease in silent:
                 del self._runs[lease]
             active = [context for lease, context in self._runs.items() if not lease.is_over]
-        for context in active:
-            self._storage.register_lease(context)
-        self._storage.renew_leases([context.lease for context in active if context.lease is not None])
+        self._storage.renew_leases(active)
         self._storage.release_leases(silent)
 
     def close(self) -> None:

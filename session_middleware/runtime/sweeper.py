@@ -14,7 +14,7 @@ from session_middleware.runtime.hooks import EventHooks
 from session_middleware.runtime.resources import Key, Resources
 from session_middleware.settings import SessionSettings, age_of
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.run import Lease
+from session_middleware.storage.run import RunContext
 from session_middleware.storage.validation import Timeout, checked_moment
 
 _DUTY = "sweep"
@@ -82,8 +82,8 @@ class Sweeper:
 
         A failure is raised at the end, so that it does not keep the other sessions from ending.
         """
-        lease = self._storage.acquire_duty(_DUTY)
-        if lease is None:
+        duty = self._storage.acquire_duty(_DUTY)
+        if duty is None or duty.lease is None:
             return
         left: set[str] = set()  # they stay, because of a hook, a new run, or a failure
         failure: StorageError | None = None
@@ -91,35 +91,35 @@ class Sweeper:
             while page := [due for due in list_due(limit=_PAGE + len(left)) if due.session_id not in left]:
                 ended: list[SweepResult] = []
                 try:
-                    ended = self._end(page, now, lease)
+                    ended = self._end(page, now, duty)
                 except StorageError as error:
                     failure = failure or error
                 left |= {due.session_id for due in page} - {due.session_id for due in ended}
                 yield from ended
             self._storage.collect_garbage()
         finally:
-            self._storage.release_leases([lease])
+            self._storage.release_leases([duty.lease])
         if failure is not None:
             raise failure
 
-    def _end(self, due: Sequence[SweepResult], now: datetime, lease: Lease) -> list[SweepResult]:
+    def _end(self, due: Sequence[SweepResult], now: datetime, duty: RunContext) -> list[SweepResult]:
         if self._hooks.has("expiring"):
-            due = [each for each in due if not self._is_postponed(each, now, lease)]
-        ended = self._storage.end_due(due, now=now, duty=lease)
+            due = [each for each in due if not self._is_postponed(each, now, duty)]
+        ended = self._storage.end_due(due, now=now, duty=duty)
         for each in ended:
             if each.action in ("delete", "archive"):
                 self._forget(each.session_id)
         self._resources.close([each.session_id for each in ended])
         return ended
 
-    def _is_postponed(self, due: SweepResult, now: datetime, lease: Lease) -> bool:
+    def _is_postponed(self, due: SweepResult, now: datetime, duty: RunContext) -> bool:
         session = None
         with suppress(StorageError):  # the row is damaged; `end_due` skips it with a warning
             session = self._storage.find_session(due.session_id)
         if due.reason not in ("idle_timeout", "max_age") or session is None or session.postponed_until is not None:
             return False
         until = self._hooks.postponed(due, now)
-        self._storage.renew_leases([lease])  # the hook may have taken long
+        self._storage.renew_leases([duty])  # the hook may have taken long
         if until is not None:
             self._storage.postpone_expiry(due.session_id, until)
         return until is not None

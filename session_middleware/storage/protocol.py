@@ -180,9 +180,6 @@ class Storage(Protocol):
         when no earlier one is alive. Without `wait`, raises `SessionBusy` if one is, and records an event.
         """
 
-    def register_lease(self, context: RunContext) -> None:
-        """Insert the lease of a run, also if the run has written nothing yet. Idempotent."""
-
     def mark_lease_ended(self, lease: Lease) -> None:
         """Treat the lease as ended in this process; `release_leases` deletes its row.
 
@@ -192,8 +189,11 @@ class Storage(Protocol):
     def release_leases(self, given: Sequence[Lease]) -> None:
         """Delete the rows of leases whose runs have ended or no longer wait. Leases without a row are skipped."""
 
-    def renew_leases(self, given: Sequence[Lease]) -> None:
-        """Record that the runs are alive, for processes that cannot check whether this process exists."""
+    def renew_leases(self, given: Sequence[RunContext]) -> None:
+        """Record that the runs are alive, for processes that cannot check whether this process exists.
+
+        Inserts the lease of a run that has written nothing yet.
+        """
 
     def find_active_run(self, session_id: str, *, but: Lease | None = None) -> tuple[str | None, str] | None:
         """The run id and the process of the first active run in a session, other than that of the lease `but`."""
@@ -215,16 +215,18 @@ class Storage(Protocol):
         sessions and sessions with an active run are never due.
         """
 
-    def end_due(self, listed: Sequence[SweepResult], *, now: datetime, duty: Lease | None = None) -> list[SweepResult]:
+    def end_due(
+        self, listed: Sequence[SweepResult], *, now: datetime, duty: RunContext | None = None
+    ) -> list[SweepResult]:
         """End those of the listed sessions that are still due, in many short transactions; returns those.
 
-        Each transaction renews the lease `duty`. If another process has acquired the duty, the rest is skipped.
+        Each transaction renews the lease of the `duty`. If another process has acquired the duty, the rest is skipped.
         An archived session is written to its file and deleted in one transaction; if that fails, the others are
         ended before `StorageError` is raised.
         """
 
-    def acquire_duty(self, duty: str) -> Lease | None:
-        """A lease on work that one process does at a time; ``None`` if another process holds it."""
+    def acquire_duty(self, duty: str) -> RunContext | None:
+        """A context whose lease is on work that one process does at a time; ``None`` if another process holds it."""
 
     def collect_garbage(self) -> int:
         """Delete the memories whose time to live is over, and return their number; and the leases of dead processes.

@@ -241,7 +241,7 @@ def use_all_of_upkeep(storage: Storage) -> None:
     run = RunContext("w", Identity(user_id="u"), lease=Lease())
     storage.acquire_session(run, wait=True), storage.acquire_session(run, wait=True)
     storage.append(run, [])
-    storage.renew_leases([run.lease]), storage.find_active_run("w"), storage.release_leases([run.lease])
+    storage.renew_leases([run]), storage.find_active_run("w"), storage.release_leases([run.lease])
     storage.update_session("w", SessionDetails(idle_timeout_seconds=5.0, max_age_seconds=9.0, retention_seconds=9.0))
     storage.ping_session("w")
     storage.pin_session("w", Pin(at=later)), storage.pin_session("w", None)

@@ -91,10 +91,6 @@ class SessionOperations(Operations):
         admission.refuse(connection, context, error, self._rules)
         return CommitThenRaise(error)
 
-    def register_lease(self, context: RunContext) -> None:
-        if context.lease is not None and context.lease.number is None:
-            self._take_lease(context, leases.take)
-
     def _hold_seen(self, context: RunContext) -> bool:
         """Register the lease if the session is still the one that was authorized; if not, it must be read again."""
         is_same = not self._database.is_writable or self._take_lease(context, admission.hold)
@@ -121,9 +117,11 @@ class SessionOperations(Operations):
             )
             self._rules.over.difference_update(numbers)
 
-    def renew_leases(self, given: Sequence[Lease]) -> None:
-        numbers = _numbers(given)
-        if numbers:
+    def renew_leases(self, given: Sequence[RunContext]) -> None:
+        for context in given:
+            if context.lease is not None and context.lease.number is None:
+                self._take_lease(context, leases.take)
+        if numbers := _numbers([context.lease for context in given if context.lease is not None]):
             self._database.write(
                 lambda connection: leases.renew(connection, numbers, self._now()), of="", durable=False
             )
@@ -202,17 +200,16 @@ class SessionOperations(Operations):
             self._read(checkpoints.count, session_id), self._read(expiry.sizes, [session_id])[session_id]
         )
 
-    def end_due(self, listed: Sequence[SweepResult], *, now: datetime, duty: Lease | None = None) -> list[SweepResult]:
+    def end_due(
+        self, listed: Sequence[SweepResult], *, now: datetime, duty: RunContext | None = None
+    ) -> list[SweepResult]:
         done: list[SweepResult] = []
         failure: StorageError | None = None
 
         def end(connection: Connection, due: Sequence[SweepResult]) -> list[SweepResult] | None:
             """``None``: another process has acquired the duty, so nothing remains to be done."""
-            if (
-                duty is not None
-                and duty.number is not None
-                and not leases.renew(connection, [duty.number], self._now())
-            ):
+            numbers = [] if duty is None or duty.lease is None else _numbers([duty.lease])
+            if numbers and not leases.renew(connection, numbers, self._now()):
                 return None
             return endings.end_due(connection, due, self._rules, now)
 
@@ -241,7 +238,7 @@ class SessionOperations(Operations):
             self._database.erase()
         return done
 
-    def acquire_duty(self, duty: str) -> Lease | None:
+    def acquire_duty(self, duty: str) -> RunContext | None:
         context = RunContext(f"\0{duty}", Identity(), lease=Lease())
 
         def acquire(connection: Connection) -> bool:
@@ -252,7 +249,7 @@ class SessionOperations(Operations):
             leases.take(connection, context, self._now())
             return True
 
-        return context.lease if self._database.write(acquire, durable=False) else None
+        return context if self._database.write(acquire, durable=False) else None
 
     def collect_garbage(self) -> int:
         expired = self._database.write(lambda connection: items.sweep(connection, self._now()))
