@@ -47,6 +47,6 @@ def test_every_command_in_the_readme_exists() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for path in ROOT.glob("*.md"):
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
         for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
             assert target.startswith("http") or (path.parent / target).exists(), f"{path.name}: {target}"

@@ -13,11 +13,13 @@ from click.testing import CliRunner
 
 from session_middleware import Sessions
 from session_middleware.cli.main import cli
+from session_middleware.models import utc_now
 from tests.support import agents
 from tests.support.agents import human
 from tests.support.postgres import Server
 
 SESSIONS = 8 * int(os.environ.get("SESSION_FAULT_ROUNDS", "1"))
+STARTED = utc_now()
 TEXT = "tea \0 with \x01 milk, दूध"
 
 
@@ -51,8 +53,8 @@ def fill(url: str) -> None:
 
 
 def seen(url: str) -> dict[str, Any]:
-    """All that can be read of a database."""
-    with Sessions(url, sweep_interval=None) as sessions:
+    """All that can be read of a database, at one time: reading many sessions takes so long that some become idle."""
+    with Sessions(url, sweep_interval=None, clock=lambda: STARTED) as sessions:
         graph = sessions.attach(agents.tool_graph())
         found: dict[str, Any] = {}
         for info in sessions.list(limit=None):

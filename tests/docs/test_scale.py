@@ -1,0 +1,70 @@
+"""The commands, SQL and Python of `docs/scale.md` are run, on a server of PostgreSQL, and their output compared."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import re
+from pathlib import Path
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+
+from session_middleware.cli.main import cli
+from session_middleware.storage.sql.contents import columns_by_table
+from tests.support.postgres import Server
+
+PAGE = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def test_the_python_prints_what_the_page_says(
+    postgres_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    checked = 0
+    with postgres_server.database() as url:
+        monkeypatch.setenv("SESSION_STORAGE_URL", url)
+        for (kind, text), (_, output) in itertools.pairwise(BLOCKS):
+            if kind == "python":
+                printed = io.StringIO()
+                with contextlib.redirect_stdout(printed):
+                    exec(compile(text, "scale.md", "exec"), names)
+                assert printed.getvalue() == output
+                checked += 1
+    assert checked == 2
+
+
+def test_the_tables_are_created_and_granted_as_the_page_says(
+    postgres_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (grants,) = (text for kind, text in BLOCKS if kind == "sql")
+    commands = [text.splitlines() for kind, text in BLOCKS if kind == "console"]
+    assert len(commands) == 2
+    postgres_server.execute("CREATE ROLE app LOGIN")
+    for migrate, psql in commands:
+        printed, _, file = migrate.removeprefix("$ session-middleware ").partition(" > ")
+        done = CliRunner().invoke(cli, printed.split())
+        assert done.exit_code == 0, done.output
+        assert psql.endswith(f"-f {file}")
+        with postgres_server.database(migrated=False) as url, psycopg.connect(url, autocommit=True) as owner:
+            owner.execute(done.output.encode())
+            owner.execute(grants.encode())
+            with psycopg.connect(url.replace("postgres@", "app@")) as app:
+                assert app.execute("SELECT count(*) FROM session_middleware.sessions").fetchone() == (0,)
+    postgres_server.execute("DROP ROLE app")
+
+
+def test_every_table_is_in_the_table_of_partitions_by_the_column_that_is_used(postgres_server: Server) -> None:
+    rows = re.findall(r"^\| (`.*?) \| (.*) \|$", PAGE, re.MULTILINE)
+    stated = {table: by for tables, by in rows for table in re.findall(r"`(\w+)`", tables)}
+    assert stated.keys() == columns_by_table().keys()
+    printed = CliRunner().invoke(cli, ["migrate", "--sql", "--partitions", "2"]).output
+    used = dict(re.findall(r"CREATE TABLE (\w+) \([^;]*?PARTITION BY HASH \((\w+)\)", printed))
+    assert used.keys() == stated.keys()
+    for table, column in used.items():
+        assert f"`{column}`" in stated[table] or stated[table] == "their id"
