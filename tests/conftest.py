@@ -17,6 +17,7 @@ from session_middleware import Sessions
 from session_middleware.settings import load_settings
 from session_middleware.storage.factory import open_storage
 from session_middleware.storage.protocol import Storage
+from tests.support.pairwise import ENGINES
 from tests.support.postgres import Server, start
 from tests.support.queries import counters, rows
 
@@ -121,7 +122,7 @@ def storage_url(request: pytest.FixtureRequest) -> str:
     return ":memory:" if request.param == "memory" else str(request.getfixturevalue("path"))
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=ENGINES)
 def each_engine(request: pytest.FixtureRequest) -> str:
     """A fresh database of each engine, for tests of behaviour that has nothing to do with a file."""
     return str(request.getfixturevalue("postgres_url" if request.param == "postgres" else "path"))

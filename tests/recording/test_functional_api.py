@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 from session_middleware import Sessions
 from session_middleware.storage.jsonable import is_nothing
 from tests.support import agents
-from tests.support.pairwise import pairwise
+from tests.support.pairwise import ENGINES, pairwise
 
 PARTS = ["attached", "checkpointer", "recorder and another's checkpointer"]
 TURNS = ["one", "two", "one", "one"]
@@ -304,7 +304,13 @@ def message_of(text: str, number: int, *, has_ids: bool) -> HumanMessage:
     return HumanMessage(text, id=f"h{number}" if has_ids else None)
 
 
-@pairwise(parts=[*PARTS, "recorder"], flow=FLOWS, has_ids=[True, False], runner=[agents.invoke, agents.ainvoke])
+@pairwise(
+    parts=[*PARTS, "recorder"],
+    flow=FLOWS,
+    has_ids=[True, False],
+    runner=[agents.invoke, agents.ainvoke],
+    each_engine=ENGINES,
+)
 async def test_each_message_of_a_flow_is_recorded_once(
     sessions: Sessions, parts: str, flow: tuple[Build, Callable[[Any], Any]], has_ids: bool, runner: agents.Runner
 ) -> None:
@@ -446,7 +452,13 @@ def echo(saver: Any) -> Any:
     return flow
 
 
-@pairwise(parts=[*PARTS, "recorder"], value=VALUES, shape=SHAPES, runner=[agents.invoke, agents.ainvoke])
+@pairwise(
+    parts=[*PARTS, "recorder"],
+    value=VALUES,
+    shape=SHAPES,
+    runner=[agents.invoke, agents.ainvoke],
+    each_engine=ENGINES,
+)
 async def test_a_flow_may_be_given_and_give_back_values_that_have_no_truth(
     sessions: Sessions, parts: str, value: str, shape: str, runner: agents.Runner
 ) -> None:
@@ -456,7 +468,7 @@ async def test_a_flow_may_be_given_and_give_back_values_that_have_no_truth(
     assert [run.outcome for run in sessions.get("t").runs()] == ([] if parts == "checkpointer" else ["ok", "ok"])
 
 
-@pairwise(parts=["attached", "checkpointer", "recorder"], value=SCALARS, shape=SHAPES)
+@pairwise(parts=["attached", "checkpointer", "recorder"], value=SCALARS, shape=SHAPES, each_engine=ENGINES)
 def test_a_scalar_of_numpy_is_recorded_and_read_back_as_it_was(
     sessions: Sessions, parts: str, value: Any, shape: str
 ) -> None:

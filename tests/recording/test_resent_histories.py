@@ -10,6 +10,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
 from session_middleware import Session, Sessions
 from tests.support import agents
+from tests.support.pairwise import ENGINES, pairwise
 
 pytestmark = pytest.mark.usefixtures("each_engine", "consistent")
 
@@ -116,8 +117,7 @@ def converse(session: Session, client: Client, *, question: str) -> Talk:
     return talk
 
 
-@pytest.mark.parametrize("question", ["what is the price of article 555-{}?", "next"])
-@pytest.mark.parametrize("client", CLIENTS)
+@pairwise(client=CLIENTS, question=["what is the price of article 555-{}?", "next"], each_engine=ENGINES)
 def test_twelve_turns_are_as_many_messages_as_were_said(sessions: Sessions, client: Client, question: str) -> None:
     session = sessions.open("t")
     talk = converse(session, client, question=question)
@@ -129,9 +129,10 @@ def test_twelve_turns_are_as_many_messages_as_were_said(sessions: Sessions, clie
     assert sessions.get("t").message_count == len(session.messages(branch="all")) <= 2 * TURNS + 3
 
 
-@pytest.mark.parametrize("question", ["question {}", "go on"])
-@pytest.mark.parametrize(
-    "client", [with_documents, masked_but_for_the_last("[masked]", "user", "assistant"), latest(2)]
+@pairwise(
+    client=[with_documents, masked_but_for_the_last("[masked]", "user", "assistant"), latest(2)],
+    question=["question {}", "go on"],
+    each_engine=ENGINES,
 )
 async def test_what_is_recorded_is_the_same_under_asyncio_and_once_a_turn(
     sessions: Sessions, client: Client, question: str
@@ -164,9 +165,12 @@ def without_arguments(message: dict[str, Any]) -> dict[str, Any]:
     return message | {"tool_calls": calls} if calls else message
 
 
-@pytest.mark.parametrize("is_each_step", [True, False])
-@pytest.mark.parametrize("id_of_call", ["call-{}", "call"])
-@pytest.mark.parametrize("masked", [("tool",), ("assistant",), ("user", "assistant", "tool")])
+@pairwise(
+    masked=[("tool",), ("assistant",), ("user", "assistant", "tool")],
+    id_of_call=["call-{}", "call"],
+    is_each_step=[True, False],
+    each_engine=ENGINES,
+)
 def test_tool_calls_and_results_that_are_masked_later_are_recorded_once(
     sessions: Sessions, masked: tuple[str, ...], id_of_call: str, is_each_step: bool
 ) -> None:

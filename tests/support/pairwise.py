@@ -8,16 +8,20 @@ from typing import Any
 
 import pytest
 
+ENGINES = ["sqlite", "postgres"]  # the parameters of the fixture `each_engine`
+
 
 def pairwise(**axes: Iterable[Any]) -> pytest.MarkDecorator:
     """Parametrise a test so that each pair of values of two parameters occurs in at least one case.
 
-    An error that depends on one parameter, or on how two of them combine, is found as by the full product.
+    An error that depends on one parameter, or on how two of them combine, is found as by the full product. The axis
+    `each_engine` is that fixture's: the test is run with each engine in some of its cases, instead of in all.
     """
     names, values = list(axes), [list(axis) for axis in axes.values()]
     rows = _rows([len(axis) for axis in values])
     cases = [[values[axis][choice] for axis, choice in enumerate(row)] for row in rows]
-    return pytest.mark.parametrize(names, cases, ids=["-".join(map(_name, case)) for case in cases])
+    fixtures = [name for name in names if name == "each_engine"]
+    return pytest.mark.parametrize(names, cases, ids=["-".join(map(_name, case)) for case in cases], indirect=fixtures)
 
 
 def _rows(sizes: list[int]) -> list[list[int]]:
