@@ -19,7 +19,7 @@ from session_middleware import LeaseLost, SessionBusy, Sessions
 from tests.conftest import Clock, OpenSessions
 from tests.support import agents
 from tests.support.agents import human, said
-from tests.support.pairwise import pairwise
+from tests.support.pairwise import ENGINES, pairwise
 
 pytestmark = pytest.mark.usefixtures("each_engine", "clock")
 
@@ -302,7 +302,6 @@ def test_a_run_that_fails_leaves_the_session_free(part: str, open_sessions: Open
 @pytest.fixture
 def uncollected() -> Iterator[None]:
     """The end of a run is known whether or not garbage is collected."""
-    gc.collect()
     gc.disable()
     yield
     gc.enable()
@@ -329,7 +328,7 @@ ENDS: dict[str, tuple[Any, Any]] = {
 
 
 @pytest.mark.usefixtures("uncollected")
-@pairwise(part=PARTS, end=ENDS, durability=["sync", "async", "exit"])
+@pairwise(part=PARTS, end=ENDS, durability=["sync", "async", "exit"], each_engine=ENGINES)
 async def test_a_run_is_over_as_soon_as_its_caller_goes_on(
     part: str, end: str, durability: Any, open_sessions: OpenSessions
 ) -> None:
