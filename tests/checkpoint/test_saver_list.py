@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 from uuid import UUID
 
@@ -146,10 +147,7 @@ DOTTED: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("wanted", DOTTED, ids=str)
-async def test_dots_in_a_filter_reach_into_values_as_in_langgraphs_saver_for_sqlite(
-    wanted: dict[str, Any], storage_url: str
-) -> None:
+async def test_dots_in_a_filter_reach_into_values_as_in_langgraphs_saver_for_sqlite(storage_url: str) -> None:
     given: list[Any] = [
         {"source": "loop", "step": 1, "parents": {"sub": "p"}, "a-b": {"c_d": "x"}},
         {"source": "loop", "step": 2, "deep": {"a": {}, "n": 1, "yes": True, "no": False, "nothing": None}},
@@ -162,7 +160,7 @@ async def test_dots_in_a_filter_reach_into_values_as_in_langgraphs_saver_for_sql
             for saver in (sessions.checkpointer, theirs):
                 where = config("tu"[number % 2], ("", "sub:1")[number % 3 == 0])
                 put(saver, where, f"{number:03}", dict(metadata), number, value=number)
-        for where in (config(), config("u", namespace=None), None):
+        for wanted, where in product(DOTTED, (config(), config("u", namespace=None), None)):
             found = [id_of(one) for one in sessions.checkpointer.list(where, filter=wanted)]
             assert found == [id_of(one) for one in theirs.list(where, filter=wanted)]
             assert found == [id_of(one) async for one in sessions.checkpointer.alist(where, filter=wanted)]
