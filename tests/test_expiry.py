@@ -19,6 +19,7 @@ from session_middleware.runtime import sweeper
 from tests.conftest import Clock, OpenSessions
 from tests.support import agents
 from tests.support.agents import human, said
+from tests.support.pairwise import pairwise
 
 pytestmark = [pytest.mark.sessions(idle_timeout="30m"), pytest.mark.usefixtures("clock")]
 
@@ -233,10 +234,12 @@ def slow_graph(clock: Clock, meanwhile: Callable[[], Any] = lambda: None, **comp
     return agents.tool_graph(look_up, **compiled_with)
 
 
-@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
-@pytest.mark.parametrize("part", ["attached", "checkpointer"])
-@pytest.mark.parametrize("on_resume", ["revive", "fresh", "reject"])
-@pytest.mark.parametrize("turns", [1, 2])
+@pairwise(
+    turns=[1, 2],
+    on_resume=["revive", "fresh", "reject"],
+    part=["attached", "checkpointer"],
+    durability=["sync", "async", "exit"],
+)
 async def test_a_run_longer_than_the_timeout_ends_as_it_began(
     turns: int, on_resume: str, part: str, durability: str, open_sessions: OpenSessions, clock: Clock
 ) -> None:

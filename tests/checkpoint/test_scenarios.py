@@ -75,11 +75,9 @@ async def test_answers_and_history_are_those_of_langgraphs_own_saver(
     await compared(scenario, runner(is_async, durability), tmp_path / "sessions.db")
 
 
-@pytest.mark.parametrize("make_serde", [encrypted, Pickle])
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
-async def test_they_are_so_with_another_serializer(
-    scenario: Scenario, make_serde: Callable[[], Any], tmp_path: Path
-) -> None:
+async def test_they_are_so_with_another_serializer(scenario: Scenario, tmp_path: Path) -> None:
+    make_serde = (encrypted, Pickle)[SCENARIOS.index(scenario) % 2]  # each sees its values as the same bytes again
     await compared(scenario, runner(), tmp_path / "sessions.db", make_serde)
 
 

@@ -28,6 +28,7 @@ from typing_extensions import TypedDict
 from session_middleware import Sessions
 from tests.support import agents
 from tests.support.agents import human, said
+from tests.support.pairwise import pairwise
 from tests.support.processes import Process
 
 pytestmark = [pytest.mark.sessions(stream_flush="10ms"), pytest.mark.usefixtures("consistent")]
@@ -334,9 +335,7 @@ class Decision(BaseModel):
 APPROVALS = [True, False, 0, 1.5, {"ok": True}, ["zebra", 1], [True], Decision(ok=True), "yes to the zebra"]
 
 
-@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
-@pytest.mark.parametrize("recorder", [True, False])
-@pytest.mark.parametrize("approval", APPROVALS, ids=repr)
+@pairwise(approval=APPROVALS, recorder=[True, False], runner=[agents.invoke, agents.ainvoke])
 async def test_an_approval_is_neither_in_the_history_nor_in_memory(
     approval: Any, recorder: bool, runner: Any, tmp_path: Path
 ) -> None:
