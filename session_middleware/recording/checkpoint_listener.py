@@ -19,6 +19,7 @@ from langgraph._internal._constants import PREVIOUS
 from langgraph.checkpoint.base import Checkpoint, CheckpointMetadata
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.constants import END, START
+from langgraph.types import Command
 
 from session_middleware.checkpoint.checkpoint_diff import NewMessage
 from session_middleware.checkpoint.langchain_messages import id_of, is_message
@@ -54,6 +55,7 @@ class RecordingListener:
     def begin(self, context: RunContext, inputs: Any) -> None:
         """Record a run's resume answer: its first checkpoint may come at its end."""
         self.buffer.add_resume_answer(context, inputs)
+        context.has_unrecorded_input = inputs is not None and not isinstance(inputs, Command)
 
     def brought(
         self,

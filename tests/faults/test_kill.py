@@ -210,3 +210,62 @@ def test_the_history_is_what_the_state_has_after_a_process_was_killed_in_a_run(
             agent.invoke(agents.human(next_input or "hello again"), config)
         assert has_the_state()
         assert [m.text for m in session.messages()][: len(recorded)] == recorded
+
+
+DIES_BEFORE_A_CHECKPOINT = """
+import os, sys, threading
+from langchain_core.tools import tool
+from session_middleware import Sessions
+from session_middleware.checkpoint.saver import SessionSaver
+from tests.support import agents
+
+wrote, began = threading.Event(), threading.Event()
+
+@tool
+def look_up(thing: str) -> str:
+    "What a thing is."
+    began.set()
+    threading.Event().wait()
+
+class Saver(SessionSaver):
+    def put_writes(self, config, writes, *args):
+        super().put_writes(config, writes, *args)
+        if any(agents.requests_a_tool(value) for _, value in writes):
+            wrote.set()
+
+    def put(self, config, checkpoint, *args):
+        if agents.requests_a_tool(checkpoint["channel_values"].get("messages")):
+            wrote.wait()
+            began.wait()
+            os._exit(9)
+        return super().put(config, checkpoint, *args)
+
+url, turns = sys.argv[1:]
+sessions = Sessions(url)
+graph = sessions.attach(agents.tool_graph(look_up))
+graph.checkpointer.__class__ = Saver
+for turn in range(int(turns)):
+    graph.invoke(agents.human(f"hello {turn}"), sessions.config("t"))
+graph.invoke(agents.human("look up tea"), sessions.config("t"), durability="async")
+"""
+
+
+@pytest.mark.parametrize("parts", ["attached", "checkpointer"])
+@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
+@pytest.mark.parametrize(("turns", "sweeps"), [(0, True), (1, False)])
+async def test_new_input_discards_the_pending_writes_of_a_killed_run_from_the_record_too(
+    each_engine: str, parts: str, runner: agents.Runner, turns: int, sweeps: bool
+) -> None:
+    assert run("-c", DIES_BEFORE_A_CHECKPOINT, each_engine, turns).returncode == 9
+    with Sessions(each_engine) as sessions:
+        agent = sessions.attach(agents.tool_graph(), recorder=parts == "attached")
+        config: Any = sessions.config("t")
+        before = sessions.get("t").messages()
+        if sweeps:
+            sessions.sweep()
+        await runner(agent, agents.human("what is left?"), config)
+        state = [m.id for m in agent.get_state(config).values["messages"]]
+        recorded = sessions.get("t").messages()
+    assert [m.message_id for m in recorded if ASIDE not in m.flags] == state
+    assert [m.message_id for m in recorded[: len(before)]] == [m.message_id for m in before]
+    assert [m.role for m in recorded if ASIDE in m.flags] == ["assistant"]

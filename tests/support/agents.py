@@ -76,6 +76,11 @@ def asks(*calls: tuple[str, dict[str, Any]], id: str = "call_0") -> AIMessage:
     return AIMessage("", tool_calls=[{"name": name, "args": args, "id": id} for name, args in calls])
 
 
+def requests_a_tool(messages: Any) -> bool:
+    """Whether the last message is a model's that asks for tools."""
+    return isinstance(messages, list) and bool(messages) and bool(getattr(messages[-1], "tool_calls", None))
+
+
 def answered_at_once(messages: Sequence[BaseMessage]) -> bool:
     """Whether each call is followed by its answers and by nothing else, as model APIs demand."""
     due: list[str] = []

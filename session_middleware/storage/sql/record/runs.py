@@ -34,7 +34,7 @@ def next_seq(connection: Connection, session_id: str) -> int | None:
 def begin_run(write: SessionWrite, context: RunContext, now: datetime) -> bool:
     """Insert the row of a run; returns whether earlier runs were interrupted, because their process has died."""
     context.has_row = True
-    has_dead = write.state.may_have_dead_runs and _interrupt_earlier(write, context)
+    has_dead = interrupt_earlier(write, context)
     counters = write.counters
     counters.runs += 1
 
@@ -53,12 +53,15 @@ _BEGUN = ("session_id", "seq", "id", "user_id", "outcome", "started_at", "starte
 _RUNNING = "SELECT session_id, seq, id, process FROM runs WHERE outcome = 'running'"
 
 
-def _interrupt_earlier(write: SessionWrite, context: RunContext) -> bool:
+def interrupt_earlier(write: SessionWrite, context: RunContext) -> bool:
     """Interrupt dead runs of the session, and decide what becomes of the messages that the state does not contain.
 
     A run without new input repeats them. New input discards them, even if tasks have stored them as pending writes.
+    Returns whether there were dead runs.
     """
     session_id, state = context.session_id, write.state
+    if not state.may_have_dead_runs:
+        return False
     running = write.query(f"{_RUNNING} AND session_id = ?", (session_id,)).fetchall()
     dead = [DeadRun(*run) for *run, process in running if is_gone(process)]
     for run in dead:
@@ -79,7 +82,7 @@ def _interrupt_earlier(write: SessionWrite, context: RunContext) -> bool:
 
 _LAST_RUN = """
     SELECT session_id, seq, id, outcome = 'interrupted' AND duration_ms IS NULL FROM runs
-    WHERE session_id = ? AND id != ? ORDER BY seq DESC LIMIT 1
+    WHERE session_id = ? AND id IS NOT ? ORDER BY seq DESC LIMIT 1
 """
 _AHEAD_OF_STATE = f"""
     SELECT role, COALESCE(tool_call_id, text), message_id FROM messages WHERE session_id = ? AND run_id = ?

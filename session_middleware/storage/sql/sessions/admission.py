@@ -323,13 +323,16 @@ def begin(write: SessionWrite, context: RunContext, rules: EngineContext, *, ann
     Without `announce`, a later operation records that an active session was resumed.
     """
     now = context.at or rules.clock()
+    has_dead = False
     if announce and not context.announced:
         context.announced = True
+        if context.has_unrecorded_input and rules.settings.tracking:
+            has_dead = runs.interrupt_earlier(write, context)
         if context.is_run and context.admission == "resumed":
             write.counters.opened_as = "resumed"
             events.insert(write, "resumed", now, run_id=context.run_id)
     begins = context.run_id is not None and context.announced and not context.has_row and rules.settings.tracking
-    if begins and runs.begin_run(write, context, now):
+    if has_dead or (begins and runs.begin_run(write, context, now)):
         dead = [each for each in leases.of(write.connection, context.session_id) if each.is_dead(rules)]
         if dead:
             leases.reap(write.finish(), dead)
