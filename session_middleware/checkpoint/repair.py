@@ -110,18 +110,43 @@ def _kind_of(cls: Hashable) -> type[BaseMessage] | None:
 def mend(
     messages: Sequence[BaseMessage], missing: Sequence[UnansweredCall], *, new_id: NewId, namespace: str = ""
 ) -> Mended:
-    """Insert an answer for each missing one: the known answer, or the statement that the call was interrupted."""
+    """Insert an answer for each missing one: the known answer, or the statement that the call was interrupted.
+
+    An answer that stands before its call is moved behind it, because model APIs refuse it where it stands.
+    """
     answers: dict[int, ToolMessage] = {}
     calls: list[RepairedCall] = []
+    early = _without_call(messages)
+    moved: list[ToolMessage] = []
     for message_id, call, is_readable, answer in missing:
         name, call_id, kind = call.get("name"), call["id"], "known"
-        if answer is None or not is_readable:
+        at = next((place for place, message in enumerate(early) if message.tool_call_id == call_id), None)
+        if at is not None:
+            answer = early.pop(at)
+            moved.append(answer)
+        elif answer is None or not is_readable:
             text, kind = (INTERRUPTED, "interrupted") if is_readable else (UNREADABLE, "unreadable")
             answer = ToolMessage(text, name=name, tool_call_id=call_id, status="error")
         answer = answers[id(call)] = answer if answer.id else answer.model_copy(update={"id": new_id()})
         made = {"tool_call_id": call_id, "name": name or "tool", "message_id": message_id, "answer": kind}
         calls.append(RepairedCall(**made, answer_id=str(answer.id), checkpoint_ns=namespace))
-    return Mended(list(_with_answers(messages, answers)), calls)
+    left = [message for message in messages if not any(message is other for other in moved)]
+    return Mended(list(_with_answers(left, answers)), calls)
+
+
+def _without_call(messages: Sequence[BaseMessage]) -> list[ToolMessage]:
+    """The answers to whose call no message before them belongs."""
+    due: Counter[str] = Counter()
+    found: list[ToolMessage] = []
+    for message in messages:
+        if isinstance(message, AIMessage):
+            due.update(str(call["id"]) for call in (*message.tool_calls, *message.invalid_tool_calls))
+        elif isinstance(message, ToolMessage):
+            due[message.tool_call_id] -= 1
+            if due[message.tool_call_id] < 0:
+                due[message.tool_call_id] = 0
+                found.append(message)
+    return found
 
 
 def _with_answers(messages: Sequence[BaseMessage], answers: dict[int, ToolMessage]) -> Iterator[BaseMessage]:

@@ -63,6 +63,17 @@ def test_answers_are_counted_as_calls_are() -> None:
     assert mended([HI, asks("a"), asks("a"), answers("a")]) == ["human", "ai", "a", "ai", "a"]
 
 
+def test_an_answer_before_its_call_is_moved_behind_it() -> None:
+    early = [HI, answers("a"), asks("a"), HI]
+    found = mend(early, unanswered(early), new_id=lambda: "x")
+    assert [message.id for message in found.messages] == ["hi", "asks-a", "answers-a", "hi"]
+    assert [(call.answer, call.answer_id) for call in found.calls] == [("known", "answers-a")]
+    assert unanswered(found.messages) == []
+    assert mended([asks("a"), answers("a"), HI, answers("a"), asks("a")]) == ["ai", "a", "human", "ai", "a"]
+    assert mended([answers("a"), asks("a", "b"), answers("b")]) == ["ai", "b", "a"]
+    assert mended([answers("a"), asks("a"), answers("a"), HI]) == ["a", "ai", "a", "human"]  # nothing is missing
+
+
 def test_a_call_whose_arguments_could_not_be_read_is_answered_too() -> None:
     messages = [HI, asks("a", unreadable=["b"])]
     found = mend(messages, unanswered(messages), new_id=lambda: "x")

@@ -364,6 +364,33 @@ async def test_a_history_in_which_every_call_has_its_answer_is_left_alone(
     assert repairs(sessions.get("t")) == sessions.get("t").repair() == []
 
 
+@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
+@pytest.mark.parametrize("parts", ["attached", "checkpointer"])
+async def test_an_answer_that_the_state_has_before_its_call_is_moved_behind_it_once(
+    sessions: Sessions, parts: str, runner: Runner
+) -> None:
+    model = Strict()
+
+    def answer(state: MessagesState) -> Any:
+        if len(state["messages"]) == 1:
+            call = asks(("look_up", {}), id="c").model_copy(update={"id": "asks"})
+            return {"messages": [ToolMessage("nice", tool_call_id="c", id="answers"), call]}
+        assert agents.answered_at_once(state["messages"])
+        return {"messages": [model.invoke(state["messages"])]}
+
+    built = StateGraph(MessagesState).add_node("answer", answer).add_edge(START, "answer").compile()
+    graph, config = sessions.attach(built, recorder=parts == "attached"), sessions.config("t")
+    for text in ("hi", "again", "and again"):
+        await runner(graph, human(text), config)
+        if parts == "checkpointer":  # which is repaired when asked
+            assert len(sessions.get("t").repair()) == (1 if text == "hi" else 0)
+    assert [m.id for m in graph.get_state(config).values["messages"]][1:3] == ["asks", "answers"]
+    session = sessions.get("t")
+    recorded = [message.message_id for message in session.messages()]
+    assert sorted(recorded) == sorted(m.id for m in graph.get_state(config).values["messages"])
+    assert [event.kind for event in session.events()].count("repaired") == 1
+
+
 def test_branches_that_use_one_id_are_left_alone(sessions: Sessions) -> None:
     def use(thing: str) -> Any:
         asking = asks(("look_up", {"thing": thing}))
