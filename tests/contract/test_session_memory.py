@@ -292,6 +292,8 @@ def test_items_are_forgotten_by_their_words_or_all_at_once(memory_of: Callable[.
         ("दूध", "दादा का धोबी रवि है", "मुझे दूध पसंद है"),
         ("고양이", "고양시에 산다", "고양이를 키운다"),
         ("猫", "我家养了一只狗", "我家养了一只猫"),
+        ("ยา", "ผมยาว", "แพ้ ยา"),
+        ("ຢາ", "ຜົມຢາວ", "ແພ້ ຢາ"),
         ("university", "the universe", "The University"),
         ("not allergic", "allergic to nuts", "not allergic to nuts"),
     ],

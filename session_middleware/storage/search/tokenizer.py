@@ -80,7 +80,8 @@ def _english() -> Any:
 # Characters
 
 _WORD = re.compile(r"[^\W_]+")  # in ASCII
-_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_EAST_ASIAN = r"\p{Han}\p{Hiragana}\p{Katakana}ー"
+_SOUTH_EAST_ASIAN = r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 
 
 class _Unicode(NamedTuple):
@@ -116,8 +117,9 @@ def _unicode() -> _Unicode:
         sign=regex.compile(r"[\u0e40-\u0e44\u0ec0-\u0ec4]?\X[\u0e30-\u0e33\u0e45\u0eb0-\u0eb3]*"),
         alone=regex.compile(r"[\p{Han}\p{Hangul}]|[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{M}]{2,}"),
         part=regex.compile(
-            rf"(?V1)(?P<unspaced>[{_UNSPACED}][{_UNSPACED}\p{{M}}]*)|(?P<korean>\p{{Hangul}}+)"
-            rf"|[[\p{{L}}\p{{N}}\p{{M}}]--[{_UNSPACED}\p{{Hangul}}]]+"
+            rf"(?V1)(?P<unspaced>[{_EAST_ASIAN}][{_EAST_ASIAN}\p{{M}}]*)|(?P<korean>\p{{Hangul}}+)"
+            rf"|(?P<phrase>[{_SOUTH_EAST_ASIAN}][{_SOUTH_EAST_ASIAN}\p{{M}}]*)"
+            rf"|[[\p{{L}}\p{{N}}\p{{M}}]--[{_EAST_ASIAN}{_SOUTH_EAST_ASIAN}\p{{Hangul}}]]+"
         ),
     )
 
@@ -239,8 +241,9 @@ def _is_of_word(sign: str) -> bool:
 def contains_all(text: str, query: str) -> bool:
     """Whether a text contains every word of a query as it is written, ignoring case.
 
-    Stems and accents are significant, and so are stop words. A Korean noun may have its particles; a word of a script
-    without spaces matches anywhere in a run. A query of stop words only matches no text.
+    Stems and accents are significant, and so are stop words. A Korean noun may have its particles. A Chinese or
+    Japanese word matches anywhere in a run of signs. Words of Thai, Lao, Khmer and Burmese cannot be told apart without
+    a dictionary, so a run of their letters matches as a whole only. A query of stop words only matches no text.
     """
     wanted, there = set(_parts(query)), set(_parts(text))
     if not query_words(query):
