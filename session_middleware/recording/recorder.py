@@ -248,7 +248,7 @@ class SessionRecorder(GraphCallbackHandler):
     def _add_messages(
         self, run: ActiveRun, lists: Lists, namespace: str, node: Node | None = None, step: int | None = None
     ) -> None:
-        """Record the new messages of a value. Without a checkpointer of ours, write them now."""
+        """Record the new messages of a value. Write them now, unless a checkpoint is put with them."""
         context = run.context
         if lists:
             with run.lock:
@@ -271,7 +271,7 @@ class SessionRecorder(GraphCallbackHandler):
                             for entry in entries:
                                 context.record.message_steps[graph, entry.message_id] = at
                     self.buffer.add(context, entries)
-        if not context.checkpointed and context.record.entries:
+        if context.record.entries and (not context.checkpointed or context.puts_at_end):
             self.buffer.flush(context)
 
     def _note_times(self, context: RunContext, lists: Lists) -> None:

@@ -215,8 +215,9 @@ class RunRegistry:
         context = announced or RunContext(session_id, identity, reading=not is_run)
         if is_run:
             self._track(context, configurable, enclosing, manager)
-            if loop is not None and loop.has_one_value:
-                context.has_one_value, context.whole_input = True, loop.input
+            if loop is not None:
+                context.puts_at_end, context.has_one_value = loop.puts_at_end, loop.has_one_value
+                context.whole_input = loop.input if loop.has_one_value else None
         if announced is None and loop is not None:
             self.on_begin(context, loop.input)
         self._current.set(context)

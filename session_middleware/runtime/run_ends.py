@@ -27,6 +27,7 @@ _ENTERING = ("__enter__", "__aenter__")  # the loop's methods, which make a run'
 class Loop(NamedTuple):
     manager: Manager
     input: Any  # a `Command`, if a person answers an interrupt
+    puts_at_end: bool  # it puts no checkpoint before the run ends
     has_one_value: bool  # the state of its graph is one value instead of named channels
 
 
@@ -61,7 +62,12 @@ def find_loop() -> Loop | None:
             manager = getattr(loop, "manager", None)
             if isinstance(manager, (ParentRunManager, AsyncParentRunManager)):
                 channels = getattr(loop, "specs", None) or {}
-                return Loop(manager, getattr(loop, "input", None), PREVIOUS in channels or ROOT in channels)
+                return Loop(
+                    manager,
+                    getattr(loop, "input", None),
+                    puts_at_end=getattr(loop, "durability", None) == "exit",
+                    has_one_value=PREVIOUS in channels or ROOT in channels,
+                )
             return None
         frame = frame.f_back
     return None

@@ -97,6 +97,7 @@ class RunContext:
     has_unrecorded_input: bool = False  # the run has new input, and no row in the record
     subgraph_inputs: dict[str, Any] = field(default_factory=dict)  # inputs of subgraphs by namespace, without task ids
     read_namespaces: set[str] = field(default_factory=set)  # the namespaces whose state was read
+    puts_at_end: bool = False  # the run puts no checkpoint before it ends
     has_one_value: bool = False  # the state of the outermost graph is one value instead of named channels
     whole_input: Any = None  # the input of such a graph, until the first checkpoint
     input_texts: frozenset[str] | None = None  # the texts of the input, if they are known

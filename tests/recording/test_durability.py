@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 
 from session_middleware import Sessions
 from session_middleware.models import Message
-from tests.conftest import Clock
+from tests.conftest import Clock, OpenSessions
 from tests.support import agents
 from tests.support.agents import human
 from tests.support.pairwise import pairwise
@@ -239,6 +239,44 @@ def slow_graph(clock: Clock, *, by_model: bool) -> Any:
     for before, name in (("", "a"), ("a", "b"), ("b", "c")):
         builder.add_node(name, slow(clock, name, by_model=by_model)).add_edge(before or START, name)
     return builder.compile()
+
+
+@pairwise(
+    parts=["attached", "both by hand"],
+    durability=DURABILITIES,
+    runner=[agents.invoke, agents.ainvoke],
+    inner=[True, False],
+    by_model=[True, False],
+)
+async def test_what_was_said_is_recorded_while_the_run_is_in_progress(
+    sessions: Sessions,
+    open_sessions: OpenSessions,
+    clock: Clock,
+    parts: str,
+    durability: str,
+    runner: agents.Runner,
+    inner: bool,
+    by_model: bool,
+) -> None:
+    """As another process reads it, but for what is still on its way."""
+    seen: list[list[tuple[str, str]]] = []
+
+    def look(state: MessagesState) -> Any:
+        sessions.recorder.drain("t")
+        seen.append(agents.said(open_sessions().get("t")))
+        return {"messages": [AIMessage("done")]}
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("a", slow(clock, "a", by_model=by_model)).add_node("look", look)
+    built = builder.add_edge(START, "a").add_edge("a", "look").compile()
+    if inner:
+        built = StateGraph(MessagesState).add_node("inner", built).add_edge(START, "inner").compile()
+    graph, config = prepared(sessions, built, "t", parts)
+    for _ in range(2):
+        await runner(graph, human("hi"), config, durability=durability)
+    turn = [("user", "hi"), ("assistant", "a"), ("assistant", "done")]
+    assert seen == [turn[:2], turn + turn[:2]]
+    assert agents.said(sessions.get("t")) == turn * 2
 
 
 def minutes(messages: list[Message], clock: Clock) -> list[tuple[str, float]]:
