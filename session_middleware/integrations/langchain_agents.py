@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeAlias
 
 from langchain.agents.middleware import AgentMiddleware
@@ -131,8 +130,15 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         for message in reversed(mended.messages):
             if message.id in added:
                 self._hooks.add(hook, [message], followed_by=following.get(str(message.id)))
-        self._hooks.flush(hook)
-        self._hooks.note_repair(hook, mended.calls)
+        self._hooks.buffer.flush_sync(hook.context)
+        self._hooks.attempt(
+            self._sessions._storage.append_repair,
+            hook.context.session_id,
+            mended.calls,
+            run_id=hook.context.run_id,
+            reason="new input",
+            checkpoint_id=None,
+        )
         return {"messages": [RemoveMessage(REMOVE_ALL_MESSAGES), *mended.messages]}
 
     def _missing(self, messages: Sequence[BaseMessage]) -> list[UnansweredCall]:
@@ -179,7 +185,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
             return request
         session = self._sessions.find(hook.context.session_id)
         if session is None:
-            self._hooks.open(hook)
+            self._hooks.attempt(self._sessions._storage.append, hook.context)
             session = self._sessions.find(hook.context.session_id)
         if session is None:
             return request
@@ -190,7 +196,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
             system = SystemMessage(content_blocks=[*own, added]) if own else SystemMessage(context)
             request = request.override(system_message=system)
         if self._recall is not None and (
-            recalled := self._hooks.attempt(partial(_recalled, self._recall, session, messages, last))
+            recalled := self._hooks.attempt(_recalled, self._recall, session, messages, last)
         ):
             request = request.override(messages=[*messages[:last], HumanMessage(recalled), *messages[last:]])
         return request

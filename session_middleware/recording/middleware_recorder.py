@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolCall, ToolMessage
 from langchain_core.runnables import RunnableConfig
 
-from session_middleware.models import RepairedCall
 from session_middleware.recording.active_run import ActiveRun, CallKey, KnownMessages, Node, node_of
 from session_middleware.recording.history_diff import align_input
 from session_middleware.recording.messages import content_hash, tool_end
@@ -27,6 +26,8 @@ from session_middleware.runtime.run_context import RunRegistry
 from session_middleware.storage.record_entries import HistoryEntry, ToolStart
 from session_middleware.storage.run import RunContext
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Followed: TypeAlias = tuple[BaseMessage, str | None]  # a message, and the id of its successor
 
 
@@ -96,18 +97,9 @@ class MiddlewareRecorder:
             self._storage.authorize(hook.context)
 
     @never_raise
-    def open(self, hook: MiddlewareContext) -> None:
-        """Open the session before the run's first entry."""
-        self._storage.append(hook.context)
-
-    @never_raise
-    def attempt(self, call: Callable[[], str | None]) -> str | None:
+    def attempt(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         """Return the result of an optional `call`, ``None`` if it fails."""
-        return call()
-
-    def flush(self, hook: MiddlewareContext) -> None:
-        """Write the buffered entries."""
-        self.buffer.flush_sync(hook.context)
+        return call(*args, **kwargs)
 
     # Messages
 
@@ -128,7 +120,7 @@ class MiddlewareRecorder:
         if hook.is_alone:
             self.authorize(hook)
             self._add_unknown(hook, _followed(messages))
-            self.flush(hook)
+            self.buffer.flush_sync(hook.context)
 
     @never_raise
     def add_input(self, hook: MiddlewareContext, messages: Sequence[BaseMessage]) -> None:
@@ -151,13 +143,6 @@ class MiddlewareRecorder:
         self._add_unknown(hook, _error_answers(messages), refused=True)
         self.add_new_messages(hook, messages)
 
-    @never_raise
-    def note_repair(self, hook: MiddlewareContext, calls: Sequence[RepairedCall]) -> None:
-        context = hook.context
-        self._storage.append_repair(
-            context.session_id, calls, run_id=context.run_id, reason="new input", checkpoint_id=None
-        )
-
     # Models and tools
 
     def observe(self, hook: MiddlewareContext, config: RunnableConfig) -> AbstractContextManager[ActiveRun]:
@@ -174,7 +159,7 @@ class MiddlewareRecorder:
             message.id = message.id or self.buffer.new_id()  # the state would generate one later
         self._recorder.add_unreturned_output(run, hook.node, [output])
         self.add_new_messages(hook, output)
-        self.flush(hook)
+        self.buffer.flush_sync(hook.context)
 
     @never_raise
     def track_tool_call(
@@ -198,7 +183,7 @@ class MiddlewareRecorder:
         """Store the start of a call before its tool runs. The recorder's own callback then adds none."""
         self.authorize(call.hook)
         self.buffer.add(call.hook.context, [call.start])
-        self.flush(call.hook)
+        self.buffer.flush_sync(call.hook.context)
         call.is_recorded = True
         call.run.prerecorded[call.key] = call.start
 
@@ -221,7 +206,7 @@ class MiddlewareRecorder:
         if hook.is_alone and isinstance(result, ToolMessage):
             result.id = result.id or self.buffer.new_id()  # the state would generate one later
             self.add_new_messages(hook, [result])
-        self.flush(hook)
+        self.buffer.flush_sync(hook.context)
 
 
 def _requests(message: BaseMessage) -> Sequence[ToolCall]:
