@@ -124,7 +124,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         if not missing:
             return None
         missing = recorded_answers(self._sessions._storage, hook.context.session_id, missing)
-        mended = mend(messages, missing, new_id=self._sessions.new_id, namespace=hook.namespace)
+        mended = mend(messages, missing, new_id=self._sessions.new_id, namespace=hook.node.graph_namespace)
         added = {call.answer_id for call in mended.calls}
         following = {str(m.id): after.id for m, after in zip(mended.messages, mended.messages[1:], strict=False)}
         for message in reversed(mended.messages):

@@ -16,7 +16,8 @@ from session_middleware.storage.record_entries import ASIDE, MessageEntry, Model
 from session_middleware.storage.run import RunContext
 
 _MAX_SESSIONS = 256
-_HOOKS = (".before_agent", ".before_model", ".after_model", ".after_agent")  # suffixes of LangChain's middleware nodes
+# Suffixes of LangChain's nodes that may answer a tool call without executing the tool.
+HOOKS = (".before_agent", ".before_model", ".after_model", ".after_agent")
 
 CallKey: TypeAlias = tuple[str, str]  # the namespace of a node or graph, and a tool call id
 Request: TypeAlias = tuple[str, Mapping[str, Any]]  # a message id, and a tool call that this message requests
@@ -30,11 +31,6 @@ class Node(NamedTuple):
     graph_namespace: str
     step: int | None  # LangGraph's step number
     is_resumed: bool = False  # the run was resumed with an answer, and continues at this node
-
-    @property
-    def may_refuse(self) -> bool:
-        """True if the node may answer a tool call without executing the tool."""
-        return self.is_resumed or str(self.name).endswith(_HOOKS)
 
 
 _NODE_KEYS = ("langgraph_checkpoint_ns", "checkpoint_ns", "langgraph_node", "langgraph_step")

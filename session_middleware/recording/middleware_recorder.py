@@ -41,11 +41,6 @@ class MiddlewareContext(NamedTuple):
     node: Node
 
     @property
-    def namespace(self) -> str:
-        """The namespace of the graph."""
-        return self.node.graph_namespace
-
-    @property
     def is_alone(self) -> bool:
         """True if neither our recorder nor our checkpointer serves the run."""
         return self.run is None and not self.is_checkpointed
@@ -55,13 +50,10 @@ class MiddlewareContext(NamedTuple):
 class ToolCallInProgress:
     hook: MiddlewareContext
     run: ActiveRun
+    key: CallKey
     start: ToolStart
     exists: bool  # the tool does
     is_recorded: bool = False  # the start is
-
-    @property
-    def key(self) -> CallKey:
-        return self.hook.node.namespace, str(self.start.tool_call_id)
 
 
 class MiddlewareRecorder:
@@ -104,7 +96,7 @@ class MiddlewareRecorder:
     # Messages
 
     def add(self, hook: MiddlewareContext, messages: Sequence[BaseMessage], **fields: Any) -> None:
-        self.buffer.add(hook.context, self.buffer.describe(messages, hook.namespace, **fields))
+        self.buffer.add(hook.context, self.buffer.describe(messages, hook.node.graph_namespace, **fields))
 
     def _add_unknown(self, hook: MiddlewareContext, messages: Iterable[Followed], **fields: Any) -> None:
         """Buffer the new messages among these, each with the id of its successor."""
@@ -134,7 +126,7 @@ class MiddlewareRecorder:
         elif not hook.has_checkpointer:
             known.update({str(message.id): content_hash(message) for message in messages})
             align = functools.partial(align_input, run_id=hook.context.run_id)
-            entry = HistoryEntry(self.buffer.describe(messages, hook.namespace), align)
+            entry = HistoryEntry(self.buffer.describe(messages, hook.node.graph_namespace), align)
             self.buffer.add(hook.context, [entry])
 
     @never_raise
@@ -167,8 +159,9 @@ class MiddlewareRecorder:
     ) -> ToolCallInProgress:
         if hook.run is None:
             self._add_request(hook, call, history)
-        start = ToolStart(self.buffer.new_id(), call["id"], call["name"], call["args"], hook.namespace, hook.node.name)
-        return ToolCallInProgress(hook, run, start, exists)
+        graph, node = hook.node.graph_namespace, hook.node
+        start = ToolStart(self.buffer.new_id(), call["id"], call["name"], call["args"], graph, node.name)
+        return ToolCallInProgress(hook, run, (node.namespace, str(call["id"])), start, exists)
 
     def _add_request(self, hook: MiddlewareContext, call: ToolCall, history: Sequence[BaseMessage]) -> None:
         """Buffer the message that requests the call, and its turn before that, which its checkpoint may store later."""

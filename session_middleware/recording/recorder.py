@@ -27,7 +27,7 @@ from langgraph.constants import START
 from session_middleware.checkpoint.answers import without_tasks
 from session_middleware.checkpoint.langchain_messages import id_of
 from session_middleware.lifecycle import session_id_of
-from session_middleware.recording.active_run import ActiveRun, KnownMessages, Node, Tool, elapsed_ms, node_of
+from session_middleware.recording.active_run import HOOKS, ActiveRun, KnownMessages, Node, Tool, elapsed_ms, node_of
 from session_middleware.recording.history_diff import align_prompt
 from session_middleware.recording.input_history import Lists, add_state, add_unidentified, note_input
 from session_middleware.recording.messages import content_hash, error_text, lists_in, tool_end, unseen, with_author
@@ -257,12 +257,12 @@ class SessionRecorder(GraphCallbackHandler):
                 if node is not None and not context.checkpointed:
                     run.prefix_changed |= any(isinstance(messages[0], RemoveMessage) for messages in lists)
                 entries: list[MessageEntry] = []
+                may_refuse = node is not None and (node.is_resumed or str(node.name).endswith(HOOKS))
                 for message, following in found:
                     known[str(message.id)] = content_hash(message)
                     for entry in self.buffer.describe([message], namespace, followed_by=following):
-                        refused = entry.tool_error and node is not None and node.may_refuse
                         entry = with_author(entry, context.input_texts, run.agents)
-                        entries.append(entry._replace(refused=True) if refused else entry)
+                        entries.append(entry._replace(refused=True) if may_refuse and entry.tool_error else entry)
                 if entries:
                     run.index_requests(entries)
                     outer_step = run.outer_step(namespace) if namespace else None
