@@ -358,6 +358,7 @@ def test_the_recorder_alone_has_the_times_at_which_it_was_said(sessions: Session
 
 def test_the_order_of_what_was_said_is_that_of_its_times(sessions: Sessions, clock: Clock) -> None:
     graph, config = prepared(sessions, models_sent_from_the_start("ab"), "t", "attached")
+    config["max_concurrency"] = 1  # otherwise "b" may be said first
     messages: list[AnyMessage] = [HumanMessage("first"), HumanMessage("second")]
     for _ in range(2):
         graph.invoke({"messages": messages}, config, durability="exit")
