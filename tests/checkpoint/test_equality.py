@@ -72,11 +72,11 @@ class TestEqual(Machine.TestCase):
 
 
 class TestEqualWhenEncrypted(EncryptedMachine.TestCase):
-    settings = few(8)
+    settings = few(4)
 
 
 class TestEqualWithTheUsersSerializer(PickleMachine.TestCase):
-    settings = few(8)
+    settings = few(4)
 
 
 # Single cases

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from tests.conftest import Clock
 from tests.support.embeddings import SubjectEmbeddings
 from tests.support.memories import put_of
 
+ROUNDS = int(os.environ.get("SESSION_FAULT_ROUNDS", "1"))  # how much longer to look; read before a fixture hides it
 WORDS = ("apple", "pear", "plum", "cherry", "garden", "harvest", "basket", "orchard", "cider", "ladder")
 
 
@@ -214,7 +216,7 @@ def test_a_long_backlog_is_indexed_by_who_asks(storage: Storage) -> None:
 # Scopes
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10 * ROUNDS, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_nobody_finds_what_is_not_in_their_scope(make_storage: Callable[..., Storage], data: st.DataObject) -> None:
     storage = make_storage()
