@@ -269,3 +269,32 @@ async def test_new_input_discards_the_pending_writes_of_a_killed_run_from_the_re
     assert [m.message_id for m in recorded if ASIDE not in m.flags] == state
     assert [m.message_id for m in recorded[: len(before)]] == [m.message_id for m in before]
     assert [m.role for m in recorded if ASIDE in m.flags] == ["assistant"]
+
+
+DIES_IN_A_NODE = """
+import os, sys
+from langchain_core.messages import AIMessage
+from langgraph.graph import START, MessagesState, StateGraph
+from session_middleware import Sessions
+from tests.support import agents
+
+url, durability, inner = sys.argv[1:]
+builder = StateGraph(MessagesState).add_node("say", lambda _: {"messages": [AIMessage("hello")]})
+builder.add_node("die", lambda _: os._exit(9)).add_edge(START, "say").add_edge("say", "die")
+graph = builder.compile()
+if inner == "True":
+    graph = StateGraph(MessagesState).add_node("inner", graph).add_edge(START, "inner").compile()
+sessions = Sessions(url)
+sessions.attach(graph).invoke(agents.human("hi"), sessions.config("t"), durability=durability)
+"""
+
+
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("durability", ["sync", "exit"])
+def test_what_was_said_before_a_kill_is_recorded_for_each_durability(
+    each_engine: str, durability: str, inner: bool
+) -> None:
+    assert run("-c", DIES_IN_A_NODE, each_engine, durability, inner).returncode == 9
+    with Sessions(each_engine) as sessions:
+        assert agents.said(sessions.get("t")) == [("user", "hi"), ("assistant", "hello")]
+        assert [each.outcome for each in sessions.get("t").runs()] == ["interrupted"]
