@@ -113,12 +113,12 @@ def put_writes(write: SessionWrite, put: WritesPut) -> None:
     blobs: dict[bytes, Blob] = {}
     rows: list[WriteRow] = []
     for idx, channel, value in put.writes:
-        reference: Any
-        if value is None or isinstance(value, Blob):
-            reference = refer(value, blobs, INLINE_WRITE_BYTES)
-        else:
-            reference = [(refer(chunk.blob, blobs, INLINE_WRITE_BYTES), chunk.length) for chunk in value]
-        rows.append(WriteRow(write.state.home, *key, put.task_id, idx, put.task_path, channel, _json(reference)))
+        reference = "null"
+        if isinstance(value, Blob):
+            reference = _json(refer(value, blobs, INLINE_WRITE_BYTES))
+        elif value is not None:
+            reference = _json([(refer(chunk.blob, blobs, INLINE_WRITE_BYTES), chunk.length) for chunk in value])
+        rows.append(WriteRow(write.state.home, *key, put.task_id, idx, put.task_path, channel, reference))
     if blobs:
         put_blobs(write, blobs)
     plain: list[tuple[Any, ...]] = []
