@@ -135,10 +135,15 @@ def _within(annotation: Any) -> Iterator[Any]:
         yield from _hints(annotation)
 
 
+@lru_cache(_CLASSES)
+def _resolved_hints(cls: type) -> Iterable[Any]:
+    return tuple(get_type_hints(cls, include_extras=True).values())
+
+
 def _hints(cls: type) -> Iterable[Any]:
     """The types of a class's fields, without those that cannot be resolved."""
     try:
-        return get_type_hints(cls, include_extras=True).values()
+        return _resolved_hints(cls)
     except Exception:  # noqa: BLE001  # evaluating an annotation may raise anything
         declared: dict[str, Any] = getattr(cls, "model_fields", None) or getattr(cls, "__annotations__", {})
         return [getattr(one, "annotation", one) for one in declared.values()]
