@@ -23,7 +23,7 @@ from benchmarks.run import Figure, arguments, machine, show
 from session_middleware import Sessions
 from session_middleware.models import Identity, to_text
 from session_middleware.storage.record_entries import MessageEntry, ModelCallEntry, RunEnd, ToolEnd, ToolStart
-from session_middleware.storage.run import RunContext
+from session_middleware.storage.run import RunContext, RunState
 
 _SESSIONS, _USERS = 10_000, 1_000
 _COLUMNS = (
@@ -109,7 +109,9 @@ def _usage(place: Path, calls: int) -> list[Figure]:
 
 def _long_session(sessions: Sessions, records: int) -> None:
     for turn in range(records // 8):
-        context = RunContext("long", Identity(), run_id=f"run-{turn}", admitted=turn > 0, announced=turn > 0)
+        context = RunContext(
+            "long", Identity(), run_id=f"run-{turn}", state=RunState(admitted=turn > 0, announced=turn > 0)
+        )
         call, ask = f"call-{turn}", f"ask-{turn}"
         entries: list[Any] = [
             MessageEntry(f"hi-{turn}", "user", "how is the weather? " * 5),

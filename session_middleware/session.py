@@ -41,7 +41,7 @@ from session_middleware.settings import duration_of
 from session_middleware.storage import validation
 from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.run import RunContext, SessionHandle
+from session_middleware.storage.run import RunContext, RunState, SessionHandle
 from session_middleware.storage.timeline import Timeline
 from session_middleware.storage.types import DeletionCounts, Record
 
@@ -435,7 +435,7 @@ class Session(SessionInfo):
         return SessionMemory(
             self._sessions._indexer,
             self._storage,
-            RunContext(self.id, self.acting, is_run=False, incarnation=self.incarnation),
+            RunContext(self.id, self.acting, is_run=False, state=RunState(incarnation=self.incarnation)),
             owner_id=self.user_id,
             group_id=self.group_id if is_in_group else None,
         )

@@ -66,7 +66,7 @@ from session_middleware.storage import validation
 from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.factory import open_storage
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.run import RunContext
+from session_middleware.storage.run import RunContext, RunState
 from session_middleware.storage.types import (
     DeletionCounts,
     SessionFilter,
@@ -451,7 +451,7 @@ class Sessions(SessionAccess):
         if session is not None:
             lifecycle.check_access(session, identity, self.settings.access)
         incarnation = None if session is None else session.incarnation
-        context = RunContext(session_id, identity, is_run=False, incarnation=incarnation)
+        context = RunContext(session_id, identity, is_run=False, state=RunState(incarnation=incarnation))
         return SessionMemory(
             *(self._indexer, self._storage, self._runs.active_context(configurable) or context),
             owner_id=identity.user_id if session is None else session.user_id,

@@ -132,7 +132,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         if stored is None:
             return None
         if not namespace and context.started_from is None:  # the checkpoint that a run starts from
-            context.started_from = context.checkpoint_id = stored.checkpoint_id
+            context.started_from = stored.checkpoint_id
         found = self._tuple(stored, context.identity, {ref.list_id: each for ref, each in packed.items()})
         self._cache(stored, found.checkpoint)
         return found
@@ -302,7 +302,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         """
         context = self._contexts.context_for_write(config["configurable"])
         context.has_checkpoint = True
-        if not context.announced:
+        if not context.state.announced:
             context.is_run = metadata.get("source") != "update"
         return self.store(config, context, checkpoint, metadata, new_versions)
 

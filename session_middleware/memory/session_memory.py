@@ -156,12 +156,12 @@ class SessionMemory(SessionRecall):
 
         The session's own stamp is left out while the session does not exist. Raises what `recall` raises.
         """
-        context = self._context
-        is_fresh = context.admission == "fresh" and not context.admitted  # the stored session will be renamed
+        state = self._context.state
+        is_fresh = state.admission == "fresh" and not state.admitted  # the stored session will be renamed
         session = self._storage.find_session(self._session_id)
-        exists = session is not None and not is_fresh and session.incarnation == context.incarnation
+        exists = session is not None and not is_fresh and session.incarnation == state.incarnation
         return [
-            _stamp(*namespace, context.incarnation) if namespace[0] == "session" else _stamp(*namespace)
+            _stamp(*namespace, state.incarnation) if namespace[0] == "session" else _stamp(*namespace)
             for namespace in self.namespaces(scopes)
             if exists or namespace[0] != "session"
         ]

@@ -151,7 +151,7 @@ class ActiveRun:
                     aside.append(message._replace(again=None, flags=(*message.flags, ASIDE)))
                 elif message.again is not None:
                     again.append(message)
-        self.context.record.unclaimed.update({message.claim: message.message_id for message in aside if message.text})
+        self.context.notes.unclaimed.update({message.claim: message.message_id for message in aside if message.text})
         return [*aside, *again]
 
 

@@ -65,7 +65,7 @@ class RecordingListener:
         metadata: CheckpointMetadata,
         new: Sequence[NewMessage],
     ) -> tuple[list[MessageEntry], list[HistoryEntry]]:
-        context.record.on_fault = self.buffer.fault  # a message that cannot be recorded must not break a checkpoint
+        context.notes.on_fault = self.buffer.fault  # a message that cannot be recorded must not break a checkpoint
         try:
             counted = metadata.get("counters_since_delta_snapshot") or {}
             values = [v.value for v in checkpoint["channel_values"].values() if type(v) is _DeltaSnapshot]
@@ -81,7 +81,7 @@ class RecordingListener:
             entries = self._describe(context, key, new, agents) if new else []
             if key[1]:  # the outermost graph may return the answer as well
                 answers = (one for one in entries if one.minted and one.text and one.role == "assistant")
-                context.record.unclaimed.update({one.claim: one.message_id for one in answers})
+                context.notes.unclaimed.update({one.claim: one.message_id for one in answers})
             return entries, []
         except Exception as error:  # noqa: BLE001  # a fault here must not break a checkpoint
             self.buffer.fault(error)
@@ -105,7 +105,7 @@ class RecordingListener:
         if START in values or given is not None:
             entries = self._describe(context, key, _messages_in(values.get(START, given)), agents, count)
             if START in values and _is_new(entries):  # they may have other ids in the state
-                context.record.unclaimed.update({entry.claim: entry.message_id for entry in entries})
+                context.notes.unclaimed.update({entry.claim: entry.message_id for entry in entries})
                 return entries, []
             histories += _aligned(context, entries, goes_on=False)
             if START in values:
@@ -132,7 +132,7 @@ class RecordingListener:
         found: list[MessageEntry] = []
         for number, (message, following) in zip(numbers or itertools.count(), new, strict=False):
             if not isinstance(message, RemoveMessage):
-                _, created_at = context.record.unidentified.get(id(message), (None, None))
+                _, created_at = context.notes.unidentified.get(id(message), (None, None))
                 generated_id = f"{key[2]}-{number}".__str__
                 changes = {"followed_by": following, "created_at": created_at}
                 entry = describe(message, key[1], new_id=generated_id, **changes)

@@ -35,7 +35,7 @@ from session_middleware.runtime.run_queue import RunQueue
 from session_middleware.storage.jsonable import is_a, text_of
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import Entry, HistoryEntry, ModelCallEntry, RunEnd, ToolStart
-from session_middleware.storage.run import RunContext, SessionHandle
+from session_middleware.storage.run import RunContext, RunState, SessionHandle
 from session_middleware.storage.validation import (
     check_callable,
     check_choice,
@@ -57,6 +57,7 @@ class _Run:
     is_over: bool = False
 
 
+_ANNOUNCED = RunState(announced=True)
 _entered: ContextVar[tuple[_Run, ...]] = ContextVar("session_middleware_blocks", default=())  # one item per open block
 
 
@@ -260,7 +261,7 @@ class ManualRecorder:
 
     def new_context(self, run_id: str | None = None) -> RunContext:
         # A run is admitted by the clock and the settings. Its session was announced when it was opened.
-        return RunContext(self.session_id, self._owner, run_id=run_id, announced=True, handle=self._handle)
+        return RunContext(self.session_id, self._owner, run_id=run_id, handle=self._handle, state=_ANNOUNCED)
 
     def _write_safely(self, entries: Sequence[Entry]) -> None:
         try:
@@ -351,7 +352,7 @@ class ManualRecorder:
 
     def _is_own(self, run: _Run) -> bool:
         of, own = run.context, (self.session_id, self._owner, self._handle.incarnation)
-        return run.buffer is self._buffer and (of.session_id, of.identity, of.incarnation) == own
+        return run.buffer is self._buffer and (of.session_id, of.identity, of.state.incarnation) == own
 
 
 def _checked(given: Sayable) -> BaseMessage:

@@ -85,7 +85,7 @@ class MiddlewareRecorder:
 
     def authorize(self, hook: MiddlewareContext) -> None:
         """Check access, unless the recorder or the checkpointer does. Raises what `Storage.authorize` raises."""
-        if hook.is_alone and hook.context.admission is None:
+        if hook.is_alone and hook.context.state.admission is None:
             self._storage.authorize(hook.context)
 
     @never_raise

@@ -74,10 +74,10 @@ class ModelCallRecorder:
                 if not partial:
                     return
                 if call.node.step is not None:
-                    context.record.output_steps[str(call.message_id)] = call.node.graph_namespace, call.node.step
+                    context.notes.output_steps[str(call.message_id)] = call.node.graph_namespace, call.node.step
                 self._buffer.add(context, partial)
                 call.is_flushed = True
-            if context.record.entries:  # otherwise the run has written them already
+            if context.notes.entries:  # otherwise the run has written them already
                 self._buffer.flush(context)
         except Exception as error:  # noqa: BLE001  # no caller waits for this, and a fault here must not break a run
             self._buffer.fault(error)
@@ -109,7 +109,7 @@ class ModelCallRecorder:
         if is_cached(message) and call.entry.id not in original_id:
             entry = entry._replace(message_id=call.default_message_id, again=original_id)
         if call.is_flushed:
-            run.context.record.unclaimed[entry.claim] = str(call.message_id)
+            run.context.notes.unclaimed[entry.claim] = str(call.message_id)
         if call.node.name is None:
             self._buffer.add(run.context, [entry])
         else:

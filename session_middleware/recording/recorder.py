@@ -178,7 +178,8 @@ class SessionRecorder(GraphCallbackHandler):
     def _authorize(self, run: ActiveRun) -> None:
         """Check access, unless it was checked. Raises one of `DENIALS`."""
         with run.admission:
-            if run.context.admission is None and not run.context.admitted:  # no checkpointer of ours has asked for it
+            state = run.context.state
+            if state.admission is None and not state.admitted:  # no checkpointer of ours has asked for it
                 self.drain(run.context.session_id)  # an earlier run's end, which is also that of its lease
                 self.buffer.storage.authorize(run.context)
 
@@ -186,11 +187,11 @@ class SessionRecorder(GraphCallbackHandler):
         """Have the session admit the run, unless the checkpointer does."""
         run.has_begun = True
         context = run.context
-        if context.admitted:
+        if context.state.admitted:
             return
         try:
             self._authorize(run)
-            if context.admission in ("opened", "fresh"):
+            if context.state.admission in ("opened", "fresh"):
                 self.forget(context.session_id)
             self.buffer.flush(context)
         except DENIALS:
@@ -207,9 +208,9 @@ class SessionRecorder(GraphCallbackHandler):
     def _end(self, run: ActiveRun, outcome: str, error: str | None) -> None:
         self._registry.end(run.context)
         self._drop(run)
-        run.context.record.unidentified.clear()
+        run.context.notes.unidentified.clear()
         context, end = run.context, RunEnd(outcome, error, elapsed_ms(run.started), cut_off=bool(run.tools))
-        if run.has_begun or context.admitted:
+        if run.has_begun or context.state.admitted:
             self._model_calls.cut_off(run)
             self.buffer.add(context, [*run.pop_model_output(None), end])
             self.buffer.flush(context)
@@ -269,9 +270,9 @@ class SessionRecorder(GraphCallbackHandler):
                     for graph, at in ((namespace, step), ("", outer_step)):
                         if at is not None:
                             for entry in entries:
-                                context.record.message_steps[graph, entry.message_id] = at
+                                context.notes.message_steps[graph, entry.message_id] = at
                     self.buffer.add(context, entries)
-        if context.record.entries and (not context.checkpointed or context.puts_at_end):
+        if context.notes.entries and (not context.checkpointed or context.puts_at_end):
             self.buffer.flush(context)
 
     def _note_times(self, context: RunContext, lists: Lists) -> None:
@@ -279,7 +280,7 @@ class SessionRecorder(GraphCallbackHandler):
         for messages in lists:
             for message in messages:
                 if id_of(message) is None:
-                    context.record.unidentified.setdefault(id(message), (message, self.buffer.clock()))
+                    context.notes.unidentified.setdefault(id(message), (message, self.buffer.clock()))
 
     def add_unreturned_output(self, run: ActiveRun, node: Node | None, lists: Lists) -> None:
         """Record model output that its node, which has ended, does not return."""
@@ -287,9 +288,7 @@ class SessionRecorder(GraphCallbackHandler):
             returned = [str(m.id) for messages in lists for m in messages if isinstance(m, BaseMessage)]
             output = run.pop_model_output(node.namespace if node else None, returned)
             if node is not None and node.step is not None:
-                run.context.record.output_steps.update(
-                    {m.message_id: (node.graph_namespace, node.step) for m in output}
-                )
+                run.context.notes.output_steps.update({m.message_id: (node.graph_namespace, node.step) for m in output})
             self.buffer.add(run.context, output)
 
     def context_of(self, session_id: str) -> RunContext | None:
@@ -336,7 +335,7 @@ class SessionRecorder(GraphCallbackHandler):
                 corrects=prerecorded is not None,
             )
             self.buffer.add(run.context, [*run.pop_model_output(None), start])
-        return self.buffer.flush(run.context) if run.context.record.entries else None
+        return self.buffer.flush(run.context) if run.context.notes.entries else None
 
     @never_raise
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:

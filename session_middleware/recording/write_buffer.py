@@ -92,13 +92,13 @@ class RecordBuffer:
         """Buffer entries for the context's next operation, or for `drain`."""
         if not self._tracking or not entries:
             return
-        context.record.on_fault = self.fault
+        context.notes.on_fault = self.fault
         if context.has_history:
             entries = [_aside(entry) for entry in entries]
-        context.record.entries.extend(self.redaction.entries(entries))
+        context.notes.add(self.redaction.entries(entries))
         self._open[id(context)] = context
         if len(self._open) > _MAX_TRACKED:
-            self._open = {key: each for key, each in list(self._open.items()) if each.record.entries}
+            self._open = {key: each for key, each in list(self._open.items()) if each.notes.entries}
 
     def flush(self, context: RunContext) -> Future[None] | None:
         """Write the context's entries. On an event loop the write is submitted, and its future returned."""
@@ -115,12 +115,12 @@ class RecordBuffer:
     def add_if_admitted(self, context: RunContext, entries: Sequence[Entry]) -> None:
         """Write entries after the writes that are under way, if these have admitted the context's run."""
         if self._tracking:
-            context.record.entries.extend(self.redaction.entries(entries))
+            context.notes.add(self.redaction.entries(entries))
             self._submit(context, self._write_if_admitted)
 
     def flush_sync(self, context: RunContext) -> None:
         """Write the context's entries and wait. Must not be called on an event loop."""
-        if context.record.entries:
+        if context.notes.entries:
             self._write(context)
 
     def _submit(self, context: RunContext, write: Callable[[RunContext], None]) -> Future[None]:
@@ -131,17 +131,17 @@ class RecordBuffer:
             self._submitted = {of: last for of, last in self._submitted.copy().items() if not last.done()}
         return future
 
-    def _write(self, context: RunContext) -> None:
+    def _write(self, context: RunContext, *, if_admitted: bool = False) -> None:
         try:
-            self.storage.append(context)
+            self.storage.append(context, if_admitted=if_admitted)
         except DENIALS:
             pass  # an event records it, and the checkpointer stops the run
         except Exception as error:  # noqa: BLE001  # no caller waits for this, and a fault here must not break a run
             self.fault(error)
 
     def _write_if_admitted(self, context: RunContext) -> None:
-        if context.admitted:
-            self.flush_sync(context)
+        if context.notes.entries:
+            self._write(context, if_admitted=True)
 
     def _check_commit(self, written: Future[None]) -> None:
         if not written.cancelled() and isinstance(error := written.exception(), Exception):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -36,8 +36,8 @@ _AUTHENTICATED_ID, _AUTHENTICATED = "langgraph_auth_user_id", "langgraph_auth_us
 _NOBODY = Identity()
 # Announced runs until their first read, by file and session. They are of all `Sessions` in this process: LangGraph's
 # server loads the module that makes a `Sessions` once for the graph and once for the checkpointer, so the recorder and
-# the saver of a run are of two.
-_announced: dict[tuple[str, str], list[RunContext]] = {}
+# the saver of a run are of two. A run that several of them serve is marked, and each engine looks for the others' rows.
+_announced: dict[tuple[str, str], list[tuple[RunRegistry, RunContext]]] = {}
 _announced_lock = threading.RLock()  # a garbage collector may end a run while this thread holds it
 _acting_as: ContextVar[Identity] = ContextVar("session_middleware_identity", default=_NOBODY)
 
@@ -155,6 +155,9 @@ class RunRegistry:
     def announce(self, context: RunContext) -> None:
         """Register a run that a callback reports. Its first read may follow."""
         self._add_announced(context)
+        if (outer := self._run_of_another(context.session_id)) is not None:
+            _share(context, outer)
+            context.state = context.state._replace(announced=True)  # as a part of the enclosing run
         self.register(context)
 
     def register(self, context: RunContext) -> None:
@@ -172,10 +175,8 @@ class RunRegistry:
 
     def end(self, context: RunContext) -> None:
         with _announced_lock:
-            remaining = [
-                other for other in _announced.pop((self._path, context.session_id), ()) if other is not context
-            ]
-            if remaining:
+            announced = _announced.pop((self._path, context.session_id), ())
+            if remaining := [each for each in announced if each[1] is not context]:
                 _announced[self._path, context.session_id] = remaining
         if context.lease is not None and not context.is_inside:
             self._background.end(context.lease)
@@ -186,7 +187,7 @@ class RunRegistry:
     ) -> None:
         """Put a `RunHandle` into the run's config, and hold a lease until the run ends."""
         names = _acting_as.get(), *map(configurable.get, _NAMES)
-        configurable[_HANDLE] = RunHandle(context, self, _handle_of_task(), context.identity, names)
+        configurable[_HANDLE] = RunHandle(context, self, next(_handles_of_task(), None), context.identity, names)
         enclosing = enclosing or self._exclusive_run(context.session_id)
         if enclosing is not None and enclosing.lease is not None:
             context.lease = enclosing.lease
@@ -252,8 +253,11 @@ class RunRegistry:
         found = self._enclosing_run(configurable, session_id)
         if found is None and var_child_runnable_config.get() is not None:
             with _announced_lock:  # a run that has a recorder and no checkpointer
-                announced = _announced.get((self._path, session_id), [])
-                found = next((context for context in reversed(announced) if context.identity == identity), None)
+                found = self._own_first(
+                    [each for each in self._announced_in(session_id)[::-1] if each[1].identity == identity]
+                )
+        if found is None and (outer := self._run_of_another(session_id)) is not None:
+            found = _lent(outer)
         return found if found is not None and found.identity == identity else None
 
     def forget(self, session_id: str) -> None:
@@ -278,7 +282,7 @@ class RunRegistry:
             with self._lock:
                 if self._latest.get(context.session_id) is context:
                     del self._latest[context.session_id]
-            if context.is_identity_assumed and not context.admitted:
+            if context.is_identity_assumed and not context.state.admitted:
                 context.identity, context.is_identity_assumed, context.checkpointed = _NOBODY, False, False
                 self._add_announced(context)
             raise
@@ -307,11 +311,9 @@ class RunRegistry:
         handle = configurable.get(_HANDLE)
         if self._is_own(handle) and handle.context.session_id == session_id:
             return handle.context
-        handle = _handle_of_task()
-        while handle is not None:
+        for handle in _handles_of_task():
             if self._is_own(handle) and handle.context.session_id == session_id and _is_active(handle.context):
                 return handle.context
-            handle = handle.enclosing
         current = self._current.get()
         if current is None or current.session_id != session_id or not _is_active(current):
             return None
@@ -326,32 +328,69 @@ class RunRegistry:
                 return context if context.lease is not None and context.lease.is_exclusive else None
         return None
 
+    def _run_of_another(self, session_id: str) -> RunContext | None:
+        """The active run of this session, by another `Sessions` on the same database, that this call is made in."""
+        for handle in _handles_of_task():
+            is_theirs = handle.registry is not self and handle.registry._path == self._path
+            if is_theirs and handle.context.session_id == session_id and _is_active(handle.context):
+                return handle.context
+        return None
+
     def _add_announced(self, context: RunContext) -> None:
         with _announced_lock:
-            _announced.setdefault((self._path, context.session_id), []).append(context)
+            for _, other in self._announced_in(context.session_id):
+                if other.run_id == context.run_id and other is not context:
+                    _share(other, context)
+            _announced.setdefault((self._path, context.session_id), []).append((self, context))
+
+    def _announced_in(self, session_id: str) -> list[tuple[RunRegistry, RunContext]]:
+        return _announced.get((self._path, session_id), [])
+
+    def _own_first(self, found: Sequence[tuple[RunRegistry, RunContext]]) -> RunContext | None:
+        """The first context of this registry, else the first of another one, which is marked."""
+        for registry, context in found:
+            if registry is self:
+                return context
+        return next((_lent(context) for _, context in found), None)
 
     def _match_announced(self, session_id: str, identity: Identity, run_id: object) -> RunContext | None:
         """The announced run that makes this first read: by its run id, else by session and identity."""
         with _announced_lock:
-            announced = _announced.get((self._path, session_id), [])
-            has_id = [each for each in announced if each.run_id == str(run_id)]
-            by_id = [each for each in has_id if identity != _NOBODY or not each.admitted]
+            announced = self._announced_in(session_id)
+            has_id = [each for each in announced if each[1].run_id == str(run_id)]
+            by_id = [each for each in has_id if identity != _NOBODY or not each[1].state.admitted]
             # the metadata may have no identity where the config has one
-            found = by_id or [each for each in announced if each.identity in (identity, _NOBODY)]
-            if not found:
+            context = self._own_first(by_id or [each for each in announced if each[1].identity in (identity, _NOBODY)])
+            if context is None:
                 return None
-            context = found[0]
             context.is_identity_assumed = not by_id and context.identity != identity
-            announced.remove(context)
+            announced[:] = [each for each in announced if each[1] is not context]
             context.identity, context.checkpointed = identity, True  # the config's; metadata may be its client's
             return context
 
 
-def _handle_of_task() -> RunHandle | None:
-    """The handle of the run whose task makes this call."""
+def _handles_of_task() -> Iterator[RunHandle]:
+    """The handles of the run whose task makes this call, and of the runs that enclose it."""
     config = var_child_runnable_config.get() or {}
     handle = (config.get("configurable") or {}).get(_HANDLE)
-    return handle if isinstance(handle, RunHandle) else None
+    while isinstance(handle, RunHandle):
+        yield handle
+        handle = handle.enclosing
+
+
+def _share(*contexts: RunContext) -> None:
+    """Mark contexts of runs that several `Sessions` serve."""
+    runs = frozenset(context.run_id for context in contexts if context.run_id is not None)
+    for context in contexts:
+        context.shared_with |= runs
+
+
+def _lent(context: RunContext) -> RunContext:
+    """A context that this `Sessions` uses too."""
+    _share(context)
+    if context.lease is not None:
+        context.lease.is_shared = True
+    return context
 
 
 def _is_active(context: RunContext) -> bool:

@@ -103,10 +103,10 @@ class Storage(Protocol):
     # Sessions
 
     def open_session(self, context: RunContext, details: SessionDetails) -> SessionInfo:
-        """Open or resume; sets `context.admission`. Raises `SessionExists` if the context requires a new session."""
+        """Open or resume; sets `context.state`. Raises `SessionExists` if the context requires a new session."""
 
     def authorize(self, context: RunContext) -> SessionInfo | None:
-        """Check owner and expiry without admitting; sets `context.admission`. Writes only on refusal.
+        """Check owner and expiry without admitting; sets `context.state`. Writes only on refusal.
 
         Returns the stored session, or ``None`` if there is none or the run starts with an empty one. A refusal is
         recorded as a ``denied`` event, then raised.
@@ -246,8 +246,8 @@ class Storage(Protocol):
 
     # The record
 
-    def append(self, context: RunContext, entries: Sequence[Entry] = ()) -> None:
-        """Append `context.record.entries` and then `entries`, in order; without ``tracking``, only admit.
+    def append(self, context: RunContext, entries: Sequence[Entry] = (), *, if_admitted: bool = False) -> None:
+        """Append `context.notes.entries` and then `entries`, in order; without ``tracking``, only admit.
 
         The first write of a run inserts the run's row. Then earlier runs of the session whose process has died,
         and their tool calls, become ``interrupted``.

@@ -1,12 +1,12 @@
-"""`RunContext`: the session, the caller and the run of an operation, and what an engine decides about them."""
+"""`RunContext`: the session, the caller and the run of an operation. `RunState`: what an engine decides about it."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from itertools import count
+from typing import Any, NamedTuple
 
 from session_middleware.models import Admission, Identity
 from session_middleware.storage.record_entries import Claim, Entry
@@ -20,8 +20,9 @@ class Lease:
     the one with the lower number has lost it.
     """
 
-    number: int | None = None  # set when its row is inserted
+    number: int | None = None  # set when its row is committed
     is_exclusive: bool = False  # no other run of the session is in progress
+    is_shared: bool = False  # several `Sessions` take it
     is_over: bool = False  # the run has ended; the row may still exist
     has_row: bool = False  # the run has a row in the record, and the lease is released when that is closed
     silent_beats: int | None = None  # heartbeats since the last write, if no callback reports the run's end
@@ -34,33 +35,58 @@ class SessionHandle:
     incarnation: int
 
 
-@dataclass(slots=True, eq=False)
-class RunRecord:
-    """What a run has recorded. The recorder, the checkpointer and the engine update it as the run proceeds."""
+class RunState(NamedTuple):
+    """What an engine has decided about a run. An operation decides on another value, which is in force by its commit.
 
-    # The next `append` or `put_checkpoint` of the context writes these first, in its own transaction.
-    entries: deque[Entry] = field(default_factory=deque)
+    The admission is decided at the first read of a run. It holds for the whole run, so a run that takes longer than
+    ``idle_timeout`` ends as it began.
+    """
+
+    admission: Admission | None = None
+    began_at: datetime | None = None  # the time of the admission
+    incarnation: int | None = None  # of the session, as it was found
+    admitted: bool = False  # the admission is stored
+    announced: bool = False  # and its event
+    refused: bool = False  # the admission was denied, and the denial is an event
+    has_row: bool = False  # the run has a row
+    checkpoint_id: str | None = None  # of the outermost graph: the latest that was put
     branch: str | None = None  # of its messages; None: that of its checkpoint, or else of the session
-    unclaimed: dict[Claim, str] = field(default_factory=dict)  # ids of recorded messages that are in no state yet
+    cached_session: Any = None  # the engine's cached state of the session
+
+
+@dataclass(slots=True, eq=False)
+class RecordState:
+    """What an engine has recorded of a run. An operation changes a copy, which is in force by its commit."""
+
     aliases: dict[str, str] = field(default_factory=dict)  # recorded ids by the ids in the state
+    executions: dict[str, frozenset[str]] = field(default_factory=dict)  # execution ids by tool call id
+    answers: dict[str, frozenset[str]] = field(default_factory=dict)  # ids of answering messages by tool call id
+    written: dict[str, int] = field(default_factory=dict)  # seqs of the messages that this run recorded first
+    token_counts: tuple[tuple[str | None, int | None, int | None], ...] = ()  # of the latest model calls, by model
+
+
+@dataclass(slots=True, eq=False)
+class RunNotes:
+    """What the recorder and the checkpointer have observed of a run, and the entries that are to be written."""
+
+    # By increasing numbers. The next `append` or `put_checkpoint` of the run writes them first, in its transaction.
+    entries: dict[int, Entry] = field(default_factory=dict)
+    unclaimed: dict[Claim, str] = field(default_factory=dict)  # ids of recorded messages that are in no state yet
     message_steps: dict[tuple[str, str], int] = field(default_factory=dict)  # the latest step of a graph with a message
     output_steps: dict[str, tuple[str, int]] = field(default_factory=dict)  # namespace and step of model outputs
-    executions: dict[str, set[str]] = field(default_factory=dict)  # execution ids by tool call id
-    answers: dict[str, set[str]] = field(default_factory=dict)  # ids of answering messages by tool call id
     unidentified: dict[int, tuple[Any, datetime]] = field(default_factory=dict)  # messages without ids, by Python's id
-    written: dict[str, int] = field(default_factory=dict)  # seqs of the messages that this run recorded first
-    token_counts: deque[tuple[str | None, int | None, int | None]] = field(  # of the latest model calls, by model
-        default_factory=lambda: deque(maxlen=256)
-    )
     on_fault: Callable[[Exception], None] | None = None  # called with errors of recording
+    _numbers: Iterator[int] = field(default_factory=count)
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        self.entries.update(zip(self._numbers, entries))  # noqa: B905
 
 
 @dataclass(slots=True, eq=False)
 class RunContext:
-    """The caller of an operation, the run that it belongs to, and the engine's decision about both.
+    """The caller of an operation, and the run that it belongs to.
 
-    The engine decides `admission` at the first read of a run. The decision holds for the whole run, so a run that
-    takes longer than ``idle_timeout`` ends as it began. `admitted` is set when the admission is stored.
+    The runtime changes it as the run proceeds. An engine reads it, and replaces `state` and `record` after a commit.
     """
 
     session_id: str
@@ -69,28 +95,19 @@ class RunContext:
     is_run: bool = True  # False: a change outside of runs, such as update_state, which resumes nothing
     must_be_new: bool = False  # it opens a session, and resumes none
     reading: bool = False  # a read outside of runs, for which read access is sufficient
-    incarnation: int | None = None  # of the session, as it was found
     handle: SessionHandle | None = None  # the only incarnation that is admitted
     at: datetime | None = None  # the time of imported facts; None: now
-
-    # The admission
-    admission: Admission | None = None
-    began_at: datetime | None = None  # the time of the admission
-    admitted: bool = False  # the admission is stored
-    announced: bool = False  # and its event
-    refused: bool = False  # the admission was denied, and the denial is an event
-    is_exposed: bool = False  # another process may end the session before this run's first write
-    cached_state: Any = None  # the engine's cached state of the session
+    state: RunState = field(default_factory=RunState)
+    record: RecordState = field(default_factory=RecordState)
 
     # The run
     lease: Lease | None = None  # of a run in progress
+    shared_with: frozenset[str] = frozenset()  # runs, this one among them, that another `Sessions` may have admitted
     is_inside: bool = False  # the run is inside another run of its session, whose lease it shares
     is_identity_assumed: bool = False  # the identity is the first reader's, who may be another caller
     checkpointed: bool = False  # a checkpointer of ours serves the run, and records the messages of its checkpoints
-    has_row: bool = False  # the run has a row
     has_checkpoint: bool = False  # the run has put a checkpoint
-    checkpoint_id: str | None = None  # of the outermost graph: the latest that was read or put
-    started_from: str | None = None  # the first that was read
+    started_from: str | None = None  # the first checkpoint of the outermost graph that was read
     has_history: bool = False  # the run was given a history; messages that are not added to it get the flag "aside"
     continues_without_input: bool = False  # the run continues an interrupted one without new input
     run_input: Any = None  # the input, until the first read
@@ -101,7 +118,7 @@ class RunContext:
     has_one_value: bool = False  # the state of the outermost graph is one value instead of named channels
     whole_input: Any = None  # the input of such a graph, until the first checkpoint
     input_texts: frozenset[str] | None = None  # the texts of the input, if they are known
-    record: RunRecord = field(default_factory=RunRecord)
+    notes: RunNotes = field(default_factory=RunNotes)
 
     def __post_init__(self) -> None:
         if self.run_id is not None and self.lease is None:

@@ -120,7 +120,7 @@ class Machine(RuleBasedStateMachine):
         if refused is not None:
             return
         expected = {None: "opened", "expired": "revived"}.get(status, "resumed" if status in OPEN else "reopened")
-        assert run.admission == expected
+        assert run.state.admission == expected
         if self.model is None or status in ENDED:
             self.model, pinned = Model(now), self.model is not None and self.model.pinned
             self.model.pinned = pinned

@@ -192,7 +192,7 @@ def test_two_runs_that_both_begin_a_thread_are_two_branches(storage: Storage) ->
 
 def test_what_a_run_said_before_its_checkpoint_parted_goes_with_it(storage: Storage) -> None:
     storage.put_checkpoint(put("c1", None, say("1", "one")))
-    runs = [RunContext("t", Identity(), run_id=name, checkpoint_id="c1") for name in ("r1", "r2")]
+    runs = [RunContext("t", Identity(), run_id=name, started_from="c1") for name in ("r1", "r2")]
     for context, text in zip(runs, ("left", "right"), strict=True):
         storage.append(context, [say(text, text)])
     for number, (context, text) in enumerate(zip(runs, ("left", "right"), strict=True)):
@@ -250,7 +250,7 @@ def test_a_checkpoint_that_comes_late_puts_what_was_written_before_it_in_order(
     storage: Storage, run: RunContext
 ) -> None:
     storage.append(run, [say("2", "an answer", "assistant")])
-    run.record.message_steps.update({("", "1"): 2, ("", "2"): 2})
+    run.notes.message_steps.update({("", "1"): 2, ("", "2"): 2})
     storage.put_checkpoint(put("c1", None, say("1", "a question"), context=run, step=0))
     both = (say("1", "a question")._replace(followed_by="2"), say("2", "an answer", "assistant"))
     storage.put_checkpoint(put("c2", "c1", *both, context=run, step=1))
@@ -267,7 +267,7 @@ def test_messages_that_were_removed_and_put_back_stay_where_they_were_said(stora
 def test_a_checkpoint_that_comes_late_takes_no_newer_version_back(storage: Storage, run: RunContext) -> None:
     storage.append(run, [say("1", "my mail is al@x.com")])
     storage.append(run, [say("1", "my mail is hidden")])
-    run.record.message_steps["", "1"] = 1
+    run.notes.message_steps["", "1"] = 1
     storage.put_checkpoint(put("c1", None, say("1", "my mail is al@x.com"), context=run, step=0))
     storage.put_checkpoint(put("c2", "c1", say("1", "my mail is hidden"), context=run, step=1))
     assert [(m.text, m.version) for m in storage.list_messages("t")] == [("my mail is hidden", 2)]
@@ -278,9 +278,9 @@ def test_a_checkpoint_that_comes_late_takes_no_newer_version_back(storage: Stora
 def test_what_a_model_was_heard_saying_is_one_row_with_the_message_of_the_state(
     storage: Storage, run: RunContext
 ) -> None:
-    run.record.on_fault = pytest.fail
-    run.record.unclaimed["assistant", "fine"] = "heard"
-    run.record.entries.append(say("heard", "fine", "assistant", flags=("aside",)))
+    run.notes.on_fault = pytest.fail
+    run.notes.unclaimed["assistant", "fine"] = "heard"
+    run.notes.add([say("heard", "fine", "assistant", flags=("aside",))])
     of_state = say("own", "fine", "assistant")
     storage.put_checkpoint(put("c1", None, of_state, context=run))
     storage.append(run, [of_state])
@@ -296,9 +296,7 @@ def test_what_a_process_died_before_putting_is_one_row_when_its_run_goes_on(
     storage.append(run, [say("3", "5", "tool", tool_call_id="c1")])
     monkeypatch.setattr(runs, "is_gone", lambda process: True)
     storage.update_session("t", SessionDetails(title="read again, as by another process"))
-    after = RunContext(
-        "t", Identity(), run_id="r2", started_from="c1", checkpoint_id="c1", continues_without_input=goes_on
-    )
+    after = RunContext("t", Identity(), run_id="r2", started_from="c1", continues_without_input=goes_on)
     storage.append(after, [say("2b", "yes"), say("3b", "5", "tool", tool_call_id="c1"), say("4", "yes")])
     again = ["2b", "3b"] if goes_on else ["2", "3", "2b", "3b"]
     assert [m.message_id for m in storage.list_messages("t")] == ["1", *again, "4"]
@@ -319,16 +317,16 @@ def test_a_message_that_is_streamed_is_completed_in_its_place(storage: Storage, 
 
 
 def test_a_context_writes_what_it_has_kept_before_what_comes(storage: Storage, run: RunContext) -> None:
-    run.record.entries.append(say("1", "one"))
+    run.notes.add([say("1", "one")])
     storage.put_checkpoint(put("c1", None, say("2", "two"), context=run))
     assert texts(storage) == ["one", "two"]
-    assert not run.record.entries
+    assert not run.notes.entries
 
 
 def test_what_cannot_be_written_is_told_of_and_takes_nothing_with_it(storage: Storage, run: RunContext) -> None:
     told: list[Exception] = []
-    run.record.on_fault = told.append
-    run.record.entries += [say("1", "one"), say("2", "two", input_tokens=2**80), say("3", "three")]
+    run.notes.on_fault = told.append
+    run.notes.add([say("1", "one"), say("2", "two", input_tokens=2**80), say("3", "three")])
     storage.put_checkpoint(put("c1", None, say("4", "four"), context=run))
     assert texts(storage) == ["one", "three", "four"]
     assert [type(error).__name__ for error in told] == ["OverflowError"]

@@ -12,8 +12,12 @@ from typing import Any
 import pytest
 
 from session_middleware.errors import StorageError
+from session_middleware.models import Identity
 from session_middleware.storage.executor import WriteQueue
+from session_middleware.storage.run import RunContext
+from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sqlite import wal
+from session_middleware.storage.sqlite.connection import SqliteConnection
 from session_middleware.storage.sqlite.database import SqliteDatabase
 from tests.support.processes import Process
 
@@ -80,20 +84,27 @@ def test_a_call_sees_what_it_and_those_before_it_have_written(database: SqliteDa
     assert seen[1]() == ["first"]
 
 
-def test_what_was_rolled_back_is_taken_back_in_memory_too(database: SqliteDatabase) -> None:
-    flags = {"a": 0, "b": 0}
+def test_a_run_gets_what_was_decided_about_it_when_that_is_committed(database: SqliteDatabase) -> None:
+    runs = {name: RunContext(name, Identity()) for name in "abc"}
+    seen: list[bool] = []
 
-    def raising(name: str, error: Exception | None) -> None:
-        def operation(connection: sqlite3.Connection) -> None:
+    def deciding(name: str, error: Exception | None = None) -> None:
+        def operation(connection: SqliteConnection) -> None:
             connection.execute("INSERT INTO notes VALUES (?)", (name,))
-            flags[name] += 1
+            run = RunWrite(connection, runs[name])
+            run.state = run.state._replace(admitted=True)
             if error is not None:
                 raise error
+            connection.decisions[runs[name]] = run
+            seen.extend([runs[name].state.admitted, RunWrite(connection, runs[name]).state.admitted])
 
-        database.write(operation, undo=lambda: flags.update({name: 0}))
+        database.write(operation)
 
-    database.together([lambda: raising("a", None), lambda: raising("b", Failed())])
-    assert flags == {"a": 1, "b": 0}
+    outcomes = database.together([lambda: deciding("a"), lambda: deciding("b", Failed()), lambda: deciding("c")])
+    assert [run.state.admitted for run in runs.values()] == [True, False, True]
+    assert seen == [False, True] * 3  # "a" was carried out twice
+    with pytest.raises(Failed):
+        outcomes[1]()
 
 
 async def test_async_calls_share_a_commit_and_come_in_order(database: SqliteDatabase) -> None:

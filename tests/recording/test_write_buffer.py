@@ -11,7 +11,7 @@ from langchain_core.messages import HumanMessage
 from session_middleware import Sessions
 from session_middleware.models import Identity
 from session_middleware.recording.checkpoint_listener import _MAX_SESSIONS, RecordingListener
-from session_middleware.storage.run import RunContext
+from session_middleware.storage.run import RunContext, RunState
 from tests.support.agents import said
 
 pytestmark = pytest.mark.usefixtures("each_engine")
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("each_engine")
 def buffered(sessions: Sessions, session_id: str) -> RunContext:
     """An admitted run of the session with one message that is not written yet."""
     sessions.open(session_id)
-    context = RunContext(session_id, Identity(), run_id=f"run of {session_id}", announced=True)
+    context = RunContext(session_id, Identity(), run_id=f"run of {session_id}", state=RunState(announced=True))
     buffer = sessions.recorder.buffer
     buffer.storage.append(context)
     buffer.add(context, buffer.describe([HumanMessage("hi")]))
@@ -44,7 +44,7 @@ def test_a_read_of_one_session_writes_what_that_session_has_buffered_and_no_othe
 ) -> None:
     own, other = buffered(sessions, "t"), buffered(sessions, "other")
     READS[read](sessions)
-    assert (len(own.record.entries), len(other.record.entries)) == (0, 1)
+    assert (len(own.notes.entries), len(other.notes.entries)) == (0, 1)
     assert said(sessions.get("t")) == [("user", "hi")]
     assert [session.message_count for session in sessions.list()] == [1, 1] + [1] * (read == "copy")
 

@@ -19,7 +19,9 @@ from psycopg.waiting import Ready, Wait
 
 from session_middleware.models import Event
 from session_middleware.storage.postgres.translation import translated
+from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.connection import Retry
+from session_middleware.storage.sql.run_write import RunWrite
 
 _SUCCEEDED = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY)
 _SAVEPOINTS = ("SAVEPOINT", "RELEASE", "ROLLBACK")
@@ -144,6 +146,7 @@ class PostgresConnection:
         self.watched: frozenset[str] = frozenset()
         self.written: list[Event] = []
         self.unfinished: list[Any] = []
+        self.decisions: dict[RunContext, RunWrite] = {}
         self.changes = 0  # statements that may have changed something
         self.is_writing = False
         self.has_savepoints = False  # a failed statement does not end the transaction
@@ -277,6 +280,7 @@ class PostgresConnection:
         """Roll back, unless the transaction was committed. The next transaction receives the result."""
         self.written.clear()
         self.unfinished.clear()
+        self.decisions.clear()
         self.is_writing = self.has_savepoints = False
         if self._queued or self._pg.transaction_status != pq.TransactionStatus.IDLE:
             with suppress(psycopg.Error, Retry, RetryExclusively, RetryStatements):

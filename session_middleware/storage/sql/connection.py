@@ -5,13 +5,14 @@ The SQL is written once, in the words of SQLite. A connection to another databas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from session_middleware.models import Event
+from session_middleware.storage.run import RunContext
+from session_middleware.storage.sql.run_write import RunWrite
 
 T = TypeVar("T")
-Undo = Callable[[], None]
 UNLIMITED = 2**62  # as a LIMIT
 
 
@@ -50,6 +51,7 @@ class Connection(Protocol):
     watched: frozenset[str]  # kinds of events
     written: list[Event]  # the watched events of this transaction
     unfinished: list[Any]  # the `SessionWrite` of each operation of this transaction
+    decisions: dict[RunContext, RunWrite]  # of the operations of this transaction that have succeeded
 
     @property
     def is_optimistic(self) -> bool: ...  # an error is raised at the latest by the commit, and the operation repeated

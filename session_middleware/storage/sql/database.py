@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from session_middleware.errors import StorageError
 from session_middleware.models import Event
-from session_middleware.storage.sql.connection import DamagedRow, Undo
+from session_middleware.storage.sql.connection import DamagedRow
 from session_middleware.storage.sql.writer import Writer
 from session_middleware.storage.types import Watch
 
@@ -42,6 +42,7 @@ class Database:
         self._closed = False
         self._watched: frozenset[str] = frozenset()
         self._on_events: Callable[[Sequence[Event]], object] = lambda _: None
+        self._on_rollback: Callable[[], object] = lambda: None
         self._inherited: list[object] = []  # of the parent process; referenced, so never closed here
 
     def _open(self) -> None:
@@ -52,6 +53,7 @@ class Database:
         self._process = os.getpid()
         self._open()
         self._writer.watched, self._writer.on_events = self._watched, self._on_events
+        self._writer.on_rollback = self._on_rollback
 
     def _check_open(self) -> None:
         if self._closed:
@@ -109,7 +111,6 @@ class Database:
         durable: bool = True,
         patient: bool = False,
         joins: bool = False,
-        undo: Undo | None = None,
     ) -> T:
         """Run `operation` in a transaction, and return when it is committed. A write inside a write joins it.
 
@@ -121,10 +122,10 @@ class Database:
                 failure only after the next durable commit.
             patient: No caller waits for this write, so it may wait briefly for another write's commit.
             joins: What other operations have left unfinished in the transaction need not be finished before.
-            undo: Restores values in memory when the transaction is rolled back.
         """
-        self._check_open()
-        return self._writer.write(operation, of=of, durable=durable, patient=patient, joins=joins, undo=undo)
+        if self._closed or os.getpid() != self._process:
+            self._check_open()
+        return self._writer.write(operation, of=of, durable=durable, patient=patient, joins=joins)
 
     def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[Callable[[], Any]]:
         """Run whole calls in order, in one transaction, and acknowledge them after its commit.
@@ -145,6 +146,10 @@ class Database:
 
     def watch_session(self, session_id: str, on_change: Callable[[], object]) -> Watch:  # noqa: ARG002
         return Watch()
+
+    def on_rollback(self, call: Callable[[], object]) -> None:
+        """Call `call` after each rollback, with the lock held."""
+        self._on_rollback = self._writer.on_rollback = call
 
     def erase(self) -> int:
         """Remove deleted content from the disk, and return the bytes released. In an operation: after its commit."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
 from datetime import datetime
-from functools import partial
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from session_middleware.errors import SessionError, SessionExists
 from session_middleware.models import Clock, Problem, SessionInfo
@@ -39,8 +38,9 @@ from session_middleware.storage.sql.memory.engine import MemoryOperations
 from session_middleware.storage.sql.operations import reading
 from session_middleware.storage.sql.record.branches import BranchPoint
 from session_middleware.storage.sql.record.engine import RecordOperations
-from session_middleware.storage.sql.record.writer import EntrySnapshot, RecordWriteError, write_end
+from session_middleware.storage.sql.record.writer import RecordWriteError, write_end
 from session_middleware.storage.sql.record.writer import write as record
+from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sql.session_state import (
     SessionWrite,
     StateCache,
@@ -54,12 +54,6 @@ from session_middleware.storage.types import DeletionCounts, SessionDetails, Ses
 T = TypeVar("T")
 
 
-class WriteDown(Protocol):
-    """Records the buffered entries of a run, and those of the operation."""
-
-    def __call__(self, entries: Sequence[Entry] = (), put: CheckpointPut | None = None) -> BranchPoint: ...
-
-
 class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
     list_checkpoint_namespaces = reading(checkpoints.list_namespaces)
 
@@ -68,6 +62,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         self.name = database.path
         self._rules = EngineContext(settings, clock, self.name)
         self._states = StateCache()
+        database.on_rollback(self._states.clear)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -84,120 +79,113 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
     def _run_admitted(
         self,
         context: RunContext,
-        then: Callable[[SessionWrite, WriteDown], T],
+        then: Callable[[SessionWrite, RunWrite], T],
         *,
         durable: bool = True,
         announce: bool = True,
         patient: bool = False,
-        careful: bool = False,
+        if_admitted: bool = False,
         entries: Sequence[Entry] = (),
     ) -> T:
         """Admit a run and write for it, in one transaction.
 
-        `entries` are what the operation records: of a run that is refused, only its end is written.
+        Args:
+            if_admitted: otherwise nothing is written.
+            entries: what the operation records. Of a run that is refused, only its end is written.
         """
-        before: list[EntrySnapshot] = []
-        settings, careful = self._rules.settings, False
-        counts_others = (settings.max_sessions or settings.max_sessions_per_user) and not context.admitted
+        settings, is_careful = self._rules.settings, False
+        counts_others = (settings.max_sessions or settings.max_sessions_per_user) and not context.state.admitted
         of = None if counts_others else context.session_id
 
-        def operation(connection: Connection) -> T | CommitThenRaise:
-            before[:] = [EntrySnapshot(context)]
+        def operation(connection: Connection) -> T | CommitThenRaise | None:
+            run = RunWrite(connection, context, is_careful=is_careful)
+            if if_admitted and not run.state.admitted:
+                return None
             try:
-                write = self._admit(connection, context, announce=announce)
+                write = self._admit(connection, run, announce=announce)
             except admission.REFUSALS as error:
-                return self._end_refused(connection, context, before[0], entries, error)
+                return self._end_refused(connection, run, entries, error)
             connection.unfinished.append(write)
-            return then(write, partial(self._write, write, context, before[0], careful))
-
-        def undo() -> None:
-            for each in before:
-                each.restore()
-            self._states.pop(context.session_id, None)
+            result = then(write, run)
+            connection.decisions[context] = run
+            return result
 
         while True:
             try:
-                result: Any = self._database.write(
-                    operation, of=of, durable=durable, patient=patient, joins=True, undo=undo
-                )
+                result: Any = self._database.write(operation, of=of, durable=durable, patient=patient, joins=True)
             except RecordWriteError:
-                careful = True
+                is_careful = True
             else:
                 return result  # type: ignore[no-any-return]  # a `CommitThenRaise` was raised by write
 
-    def _admit(self, connection: Connection, context: RunContext, *, announce: bool) -> SessionWrite:
+    def _admit(self, connection: Connection, run: RunWrite, *, announce: bool) -> SessionWrite:
         """Admit the run to its session. Nothing is read if the admission would write nothing.
 
         What is known of the session is verified by its version, when the operations of the transaction are finished.
         """
-        known, now, lease = self._states.get(context.session_id), context.at or self._rules.clock(), context.lease
-        begins = context.run_id is not None and not context.has_row and self._rules.settings.tracking
+        context, state = run.context, run.state
+        known, now, lease = self._states.get(run.session_id), context.at or self._rules.clock(), context.lease
+        begins = run.run_id is not None and not state.has_row and self._rules.settings.tracking
         if (
             known is not None
-            and context.cached_state is known
-            and context.admitted
-            and (not begins if context.announced else not announce)
+            and state.cached_session is known
+            and state.admitted
+            and (not begins if state.announced else not announce)
             and lease is not None  # only a run with a lease is known not to have been revoked
-            and (lease.is_over or lease.number is not None)
+            and (lease.is_over or run.lease_number is not None)
             and admission.is_same_second(known.last_active_at, now)
         ):
             return known.write or SessionWrite(connection, known)
         end_writes(connection)
-        known, is_active = admission.Admitting(connection, context, self._rules).admit(known)
-        context.cached_state = state = known or self._states.load(connection, context.session_id)
-        write = state.write or SessionWrite(connection, state)
+        known, is_active = admission.Admitting(connection, run, self._rules).admit(known)
+        session = known or self._states.load(connection, run.session_id)
+        run.state = run.state._replace(cached_session=session)
+        write = session.write or SessionWrite(connection, session)
         if is_active:
             session_rows.touch_with(write, self._rules, now)
-        admission.begin(write, context, self._rules, announce=announce)
+        admission.begin(write, run, self._rules, announce=announce)
         return write
 
     def _end_refused(
-        self,
-        connection: Connection,
-        context: RunContext,
-        before: EntrySnapshot,
-        entries: Sequence[Entry],
-        error: SessionError,
+        self, connection: Connection, run: RunWrite, entries: Sequence[Entry], error: SessionError
     ) -> CommitThenRaise:
         """Write the end of a run that was refused, and the event."""
-        state = find_state(connection, context.session_id)
+        state = find_state(connection, run.session_id)
         write = None if state is None else SessionWrite(connection, state)
-        end = write_end(write, context, before, entries, admission.reason_of(error), self._now())
+        end = write_end(write, run, entries, admission.reason_of(error), self._now())
         if end is not None:
-            self._run_ended(connection, context, end)
-        return self._refused(connection, context, error)
+            self._run_ended(connection, run, end)
+        return self._refused(connection, run, error)
 
     def _write(
         self,
         write: SessionWrite,
-        context: RunContext,
-        before: EntrySnapshot,
-        careful: bool,
+        run: RunWrite,
         entries: Sequence[Entry] = (),
         put: CheckpointPut | None = None,
     ) -> BranchPoint:
         """Record the buffered entries of the run, and what the operation brings."""
-        entries = [*before.take(), *entries]
+        entries = [*run.take(), *entries]
         if not self._rules.settings.tracking or not (entries or put):
             return BranchPoint()
-        place = record(write, context, entries, context.at or self._rules.clock(), careful=careful, put=put)
+        place = record(write, run, entries, run.context.at or self._rules.clock(), put=put)
         for entry in entries:
             if isinstance(entry, RunEnd):
-                self._run_ended(write.connection, context, entry)
+                self._run_ended(write.connection, run, entry)
         return place
 
-    def _run_ended(self, connection: Connection, context: RunContext, end: RunEnd) -> None:
-        if context.lease is not None and context.lease.number is not None and not context.is_inside:
-            leases.release(connection, [context.lease.number])
+    def _run_ended(self, connection: Connection, run: RunWrite, end: RunEnd) -> None:
+        if run.lease_number is not None and not run.context.is_inside:
+            leases.release(connection, [run.lease_number])
         if end.outcome == "error":
-            detail, now = {"run_id": context.run_id, "error": end.error}, self._now()
-            events.announce(connection, context.session_id, "error", None, detail, now, run_id=context.run_id)
+            detail, now = {"run_id": run.run_id, "error": end.error}, self._now()
+            events.announce(connection, run.session_id, "error", None, detail, now, run_id=run.run_id)
 
     # Sessions
 
     def open_session(self, context: RunContext, details: SessionDetails) -> SessionInfo:
-        def then(write: SessionWrite, _: WriteDown) -> SessionInfo:
-            if context.must_be_new and context.admission not in ("opened", "fresh"):
+        def then(write: SessionWrite, run: RunWrite) -> SessionInfo:
+            if context.must_be_new and run.state.admission not in ("opened", "fresh"):
                 raise SessionExists(context.session_id)
             session = session_rows.update(write.finish(), context.session_id, details, self._rules)
             if details != SessionDetails():  # the row has another version
@@ -207,7 +195,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         return self._run_admitted(context, then)
 
     def authorize(self, context: RunContext) -> SessionInfo | None:
-        is_new = context.run_id is not None and not context.admitted and not context.is_inside
+        is_new = context.run_id is not None and not context.state.admitted and not context.is_inside
         if is_new and self._rules.settings.on_busy == "reject":
             self.acquire_session(context, wait=False)
         return self._read_authorized(context, lambda _, session: session)
@@ -220,24 +208,24 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
     ) -> T | None:
         """Authorize a context and read for it in one snapshot; ``None`` if its run starts with no session."""
 
-        def operation(connection: Connection) -> T | None:
+        def operation(connection: Connection) -> tuple[admission.Admitting, T | None]:
             prefetch(connection)
-            session = admission.Admitting(connection, context, self._rules).authorize()
-            if session is None and context.admission == "opened":
+            admitting = admission.Admitting(connection, RunWrite(connection, context), self._rules)
+            session = admitting.authorize()
+            if session is None and admitting.run.state.admission == "opened":
                 latest_checkpoint.check_new(connection, context.session_id, self.name)
-            return None if session is None else then(connection, session)
+            return admitting, None if session is None else then(connection, session)
 
         while True:
             try:
-                found = self._database.read(operation)
+                admitting, found = self._database.read(operation)
             except admission.REFUSALS as error:
                 if not self._database.is_writable:  # nor can the event be written
                     raise
-                undo = partial(setattr, context, "refused", context.refused)
-                refuse = partial(self._refused, context=context, error=error)
-                self._database.write(refuse, of=context.session_id, undo=undo)
+                self._refuse(context, error)
                 raise  # never reached: the refusal was raised by write
-            if not context.is_exposed or self._hold_seen(context):
+            admitting.run.publish_admission()
+            if not admitting.is_exposed or self._hold_seen(context):
                 return found
 
     def find_session(self, session_id: str) -> SessionInfo | None:
@@ -253,44 +241,42 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
 
     # The record
 
-    def append(self, context: RunContext, entries: Sequence[Entry] = ()) -> None:
-        self._run_admitted(context, lambda _, write_down: write_down(entries), durable=False, entries=entries)
+    def append(self, context: RunContext, entries: Sequence[Entry] = (), *, if_admitted: bool = False) -> None:
+        def then(write: SessionWrite, run: RunWrite) -> None:
+            self._write(write, run, entries)
+
+        self._run_admitted(context, then, durable=False, if_admitted=if_admitted, entries=entries)
 
     # Memories
 
     def put_memories(self, puts: Sequence[MemoryPut], *, context: RunContext | None = None) -> None:
-        before: list[EntrySnapshot] = []
         changes = any(put.namespace[0] == "session" for put in puts)
 
         def operation(connection: Connection) -> CommitThenRaise | None:
             if context is not None:
-                before[:] = [EntrySnapshot(context)]
+                run = RunWrite(connection, context)
                 try:
-                    admission.Admitting(connection, context, self._rules).admit_memories(changes=changes)
+                    admission.Admitting(connection, run, self._rules).admit_memories(changes=changes)
                 except admission.REFUSALS as error:
-                    return self._refused(connection, context, error)
+                    return self._refused(connection, run, error)
+                connection.decisions[context] = run
             items.put(connection, puts, self._now())
             return None
 
-        def undo() -> None:
-            for each in before:
-                each.restore()
-
-        self._database.write(operation, undo=undo)
+        self._database.write(operation)
 
     # Checkpoints
 
     def put_checkpoint(self, put: CheckpointPut) -> tuple[str, dict[str, ListRef]]:
-        def then(write: SessionWrite, write_down: WriteDown) -> tuple[str, dict[str, ListRef]]:
-            place = write_down(put=put)
-            return checkpoints.put(write, put, *place)
+        def then(write: SessionWrite, run: RunWrite) -> tuple[str, dict[str, ListRef]]:
+            return checkpoints.put(write, put, *self._write(write, run, put=put))
 
         return self._run_admitted(put.context, then)
 
     def put_writes(self, put: WritesPut) -> None:
-        def then(write: SessionWrite, write_down: WriteDown) -> None:
-            if ToolEnd in map(type, tuple(put.context.record.entries)):  # others add to it meanwhile
-                write_down()  # the result will not be computed again, so the record must have it
+        def then(write: SessionWrite, run: RunWrite) -> None:
+            if put.context.notes.entries and ToolEnd in map(type, run.pending()):
+                self._write(write, run)  # the result will not be computed again, so the record must have it
             checkpoints.put_writes(write, put)
 
         self._run_admitted(put.context, then, announce=False, patient=True)

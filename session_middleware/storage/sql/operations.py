@@ -22,6 +22,7 @@ class Operations:
     _database: Database
     _rules: EngineContext
     _run_admitted: Callable[..., Any]  # admits a `RunContext` and runs an operation, in one transaction
+    _write: Callable[..., Any]  # records the buffered entries of a run, and those of the operation
 
     def _now(self) -> datetime:
         return self._rules.clock()

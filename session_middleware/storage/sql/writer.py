@@ -10,12 +10,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from session_middleware.errors import StorageError
 from session_middleware.models import Event
-from session_middleware.storage.sql.connection import CommitThenRaise, Connection, DamagedRow, Retry, Undo
+from session_middleware.storage.sql.connection import CommitThenRaise, Connection, DamagedRow, Retry
+from session_middleware.storage.sql.run_write import publish
 from session_middleware.storage.sql.session_state import close_writes, end_writes, finish_writes
 
 T = TypeVar("T")
@@ -37,7 +38,6 @@ class WriteRequest(Generic[T]):
     durable: bool
     of: str | None = ""
     joins: bool = True
-    undo: list[Undo] = field(default_factory=list)  # restore values in memory after a rollback
     done: threading.Event | None = None  # of a patient request
     is_done: bool = False
     result: T | None = None
@@ -69,6 +69,7 @@ class Writer:
         self._mapped = mapped  # a `StorageError` for an error of the driver or of damaged data
         self.watched: frozenset[str] = frozenset()  # kinds of events
         self.on_events: Callable[[Sequence[Event]], object] = lambda _: None  # called with the lock held
+        self.on_rollback: Callable[[], object] = lambda: None
         self.lock = threading.Lock()  # held by the thread that carries out a batch
         self._waiting: deque[WriteRequest[Any]] = deque()
         self._thread: int | None = None  # the thread that carries out a batch
@@ -115,9 +116,8 @@ class Writer:
         durable: bool,
         patient: bool,
         joins: bool,
-        undo: Undo | None = None,
     ) -> T:
-        request = WriteRequest(operation, durable, of, joins, [] if undo is None else [undo])
+        request = WriteRequest(operation, durable, of, joins)
         if self._thread == threading.get_ident():
             return self._carry_out_inside(request)
         if patient:
@@ -126,7 +126,9 @@ class Writer:
         if request.done is not None:
             request.done.wait(PATIENCE_SECONDS)
         self._wait_or_lead(request)
-        return request.outcome()
+        if request.error is not None or isinstance(request.result, CommitThenRaise):
+            return request.outcome()
+        return request.result  # type: ignore[return-value]
 
     def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[Callable[[], Any]]:
         """Carry out whole calls, in order, in as few transactions as can be; a write inside one joins it."""
@@ -185,8 +187,8 @@ class Writer:
             try:
                 for request in batch:
                     self._carry_out(request)
-                if connection.unfinished:
-                    finish_writes(connection)
+                for write in dict.fromkeys(connection.unfinished):
+                    write.finish()
             except Exception as error:
                 if self._is_alone:
                     raise
@@ -197,6 +199,7 @@ class Writer:
                     close_writes(connection)
             events = [*connection.written]
             self._end()
+            publish(connection.decisions)
             connection.written.clear()
         except Exception as error:  # it is raised again, to each of those who wait
             self._roll_back(batch)
@@ -210,7 +213,9 @@ class Writer:
             raise
         else:
             for request in batch:
-                request.end()
+                request.is_done = True
+                if request.done is not None:
+                    request.done.set()
             self._committed()
             if events:
                 self.on_events(events)
@@ -233,7 +238,6 @@ class Writer:
             if self._has_spoiled(error, before):
                 raise BatchAborted from error
             del connection.written[before[2] :]
-            self._undo(request)
 
     def _carry_out_inside(self, request: WriteRequest[T]) -> T:
         """A write in a call that is carried out: a part of its transaction, and undone alone if it fails.
@@ -241,7 +245,6 @@ class Writer:
         It has a savepoint only if the call is repeated, because most writes succeed.
         """
         assert self._current is not None
-        self._current.undo += request.undo
         connection, has_savepoint = self.connection, self._is_repeated
         if has_savepoint:
             finish_writes(connection)
@@ -255,7 +258,6 @@ class Writer:
             result = request.operation(connection)
         except Exception as error:
             error = self._mapped(error)
-            self._undo(request)
             del connection.written[before[2] :]
             if isinstance(error, Retry) or (not has_savepoint and self._has_spoiled(error, before)):
                 raise BatchAborted from error
@@ -263,6 +265,7 @@ class Writer:
                 close_writes(connection)
                 connection.execute("ROLLBACK TO inside")
                 connection.execute("RELEASE inside")
+                self.on_rollback()
             raise error
         if has_savepoint:
             connection.execute("RELEASE inside")
@@ -278,10 +281,6 @@ class Writer:
 
     def _roll_back(self, batch: Sequence[WriteRequest[Any]]) -> None:
         self._abort()
-        for request in reversed(batch):
-            self._undo(request)
+        self.on_rollback()
+        for request in batch:
             request.result = request.error = request.refused = None
-
-    def _undo(self, request: WriteRequest[Any]) -> None:
-        for undo in reversed(request.undo):
-            undo()

@@ -10,8 +10,10 @@ from typing import Any, TypeVar, cast
 
 from session_middleware.errors import StorageError
 from session_middleware.models import Event
+from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.connection import DamagedRow, Retry
 from session_middleware.storage.sql.database import data_error
+from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sqlite.files import beside
 
 T = TypeVar("T")
@@ -36,6 +38,7 @@ class SqliteConnection(sqlite3.Connection):
         super().__init__(*args, **kwargs)
         self.written: list[Event] = []
         self.unfinished: list[Any] = []
+        self.decisions: dict[RunContext, RunWrite] = {}
 
     def prefetch(self, sql: str, parameters: tuple[Any, ...], /) -> None:
         pass

@@ -61,6 +61,7 @@ class SqliteWriter(Writer):
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
         self.connection.written.clear()
+        self.connection.decisions.clear()
 
     def _committed(self) -> None:
         if self._wal is not None:

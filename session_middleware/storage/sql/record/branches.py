@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from session_middleware.models import to_text
 from session_middleware.storage.checkpoint_types import CheckpointPut
-from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.checkpoints.rows import AT, at
 from session_middleware.storage.sql.connection import Connection
+from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sql.session_state import SessionWrite, StaleState
 
 MAIN = "main"
@@ -24,15 +24,16 @@ Line = Sequence[tuple[str, int]]  # a branch and its ancestors, each with the se
 _EVERYTHING = 2**62
 
 
-def branch_of(write: SessionWrite, context: RunContext) -> str:
+def branch_of(write: SessionWrite, run: RunWrite) -> str:
     """Return the branch of a run's messages: that of its checkpoint, or else the session's."""
-    if context.record.branch is None:
-        branch = None
-        if context.checkpoint_id is not None:
-            point = write.state.points.get(("", context.checkpoint_id))
-            branch = point.branch if point else _find_branch(write, context.session_id, context.checkpoint_id)
-        context.record.branch = branch or write.counters.branch
-    return context.record.branch
+    branch = run.state.branch
+    if branch is None:
+        if (checkpoint_id := run.checkpoint_id) is not None:
+            point = write.state.points.get(("", checkpoint_id))
+            branch = point.branch if point else _find_branch(write, run.session_id, checkpoint_id)
+        branch = branch or write.counters.branch
+        run.state = run.state._replace(branch=branch)
+    return branch
 
 
 def _find_branch(write: SessionWrite, session_id: str, checkpoint_id: str) -> str | None:
@@ -63,7 +64,7 @@ class BranchPoint(NamedTuple):
     seq: int | None = None
 
 
-def place_put(write: SessionWrite, put: CheckpointPut, now: datetime) -> BranchPoint:
+def place_put(write: SessionWrite, run: RunWrite, put: CheckpointPut, now: datetime) -> BranchPoint:
     """Return the point in the record of a checkpoint that is put; begin a branch if its parent has another child.
 
     A second checkpoint without a parent begins a branch too, because two runs have begun the thread at once.
@@ -71,11 +72,11 @@ def place_put(write: SessionWrite, put: CheckpointPut, now: datetime) -> BranchP
     """
     if put.checkpoint_ns:
         return BranchPoint()
-    context, state, session_id = put.context, write.state, put.context.session_id
+    state, session_id = write.state, run.session_id
     head, point = state.heads.get(""), state.points.get(("", put.parent_id or ""))
     is_latest = head is not None and head.latest_id == put.parent_id and head.newest_position < put.checkpoint_id
     if is_latest and point is not None:  # the parent has no child, and the checkpoint is new
-        return _move_to(write, put, point.branch, point.seq or 0)
+        return _move_to(write, run, put, point.branch, point.seq or 0)
     row = write.query(_PARENT, (put.checkpoint_id, *[put.parent_id or ""] * 2, session_id)).fetchone()
     if row is None:  # another process has deleted the session
         raise StaleState
@@ -86,23 +87,23 @@ def place_put(write: SessionWrite, put: CheckpointPut, now: datetime) -> BranchP
     )
     others = (session_id, put.checkpoint_id)
     if put.parent_id is None and newest is not None and write.query(_OTHER_ROOT, others).fetchone():
-        branch = stored or _part(write, context, MAIN, 0, now)
+        branch = stored or _part(write, run, MAIN, 0, now)
     elif not is_known:
-        branch = branch_of(write, context)
+        branch = branch_of(write, run)
     elif has_child:
-        branch = stored or _part(write, context, branch or MAIN, seq, now)
+        branch = stored or _part(write, run, branch or MAIN, seq, now)
     is_older = newest is not None and put.checkpoint_id < newest and stored is not None
-    return _move_to(write, put, branch, seq, moves_session=not is_older)
+    return _move_to(write, run, put, branch, seq, moves_session=not is_older)
 
 
 def _move_to(
-    write: SessionWrite, put: CheckpointPut, branch: str | None, seq: int, *, moves_session: bool = True
+    write: SessionWrite, run: RunWrite, put: CheckpointPut, branch: str | None, seq: int, *, moves_session: bool = True
 ) -> BranchPoint:
-    context = put.context
-    context.record.branch, context.checkpoint_id = branch or MAIN, put.checkpoint_id
+    branch = branch or MAIN
+    run.state = run.state._replace(branch=branch, checkpoint_id=put.checkpoint_id)
     if moves_session:  # the session is on the branch of the checkpoint that was put last
-        write.counters.move_to(context.record.branch)
-    return BranchPoint(context.record.branch, seq)
+        write.counters.move_to(branch)
+    return BranchPoint(branch, seq)
 
 
 # The position of a child is greater than its parent's, so for the latest checkpoint no rows are read.
@@ -131,25 +132,25 @@ _OTHER_ROOT = """
 """
 
 
-def _part(write: SessionWrite, context: RunContext, parent: str, seq: int, now: datetime) -> str:
+def _part(write: SessionWrite, run: RunWrite, parent: str, seq: int, now: datetime) -> str:
     """Begin a branch for a run, and move the run's messages after `seq` to it."""
-    branch = begin(write, context, parent, seq, now)
-    if context.run_id is not None:
+    branch = begin(write, run, parent, seq, now)
+    if run.run_id is not None:
         write.state.message_rows.clear()
         write.execute(
             "UPDATE messages SET branch = ? WHERE session_id = ? AND seq > ? AND branch IN (?, ?) AND run_id = ?",
-            (branch, context.session_id, seq, parent, context.record.branch or parent, context.run_id),
+            (branch, run.session_id, seq, parent, run.state.branch or parent, run.run_id),
         )
     return branch
 
 
-def begin(write: SessionWrite, context: RunContext, parent: str, seq: int, now: datetime) -> str:
+def begin(write: SessionWrite, run: RunWrite, parent: str, seq: int, now: datetime) -> str:
     """Begin a branch that contains its parent's messages up to `seq`."""
-    row = write.query("SELECT COUNT(*) FROM branches WHERE session_id = ?", (context.session_id,)).fetchone()
+    row = write.query("SELECT COUNT(*) FROM branches WHERE session_id = ?", (run.session_id,)).fetchone()
     branch = f"branch-{row[0] + 2}"
     write.execute(
         "INSERT INTO branches (session_id, id, parent_id, parent_seq, run_id, created_at) VALUES (?, ?, ?, ?, ?, ?)",
-        (context.session_id, branch, parent, seq, context.run_id, to_text(now)),
+        (run.session_id, branch, parent, seq, run.run_id, to_text(now)),
     )
     return branch
 

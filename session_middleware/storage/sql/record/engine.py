@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from session_middleware.models import RepairedCall
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.operations import Operations, reading
 from session_middleware.storage.sql.record import conversations, deletions, reads, tool_call_rows, usage
+from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sql.session_state import SessionWrite
 from session_middleware.storage.types import ConversationItemPut, StoredItem
 
@@ -50,9 +51,9 @@ class RecordOperations(Operations):
         return deleted
 
     def append_items(self, context: RunContext, items: Sequence[ConversationItemPut]) -> None:
-        def append(write: SessionWrite, write_down: Callable[..., Any]) -> None:
+        def append(write: SessionWrite, run: RunWrite) -> None:
             conversations.append(write, context.session_id, items)
-            write_down([message for item in items for message in item.message])
+            self._write(write, run, [message for item in items for message in item.message])
 
         self._run_admitted(context, append)
 

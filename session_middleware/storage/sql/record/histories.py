@@ -11,9 +11,9 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from session_middleware.storage.record_entries import Alignment, ComparableMessage, HistoryEntry, MessageEntry
-from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.record import branches, deletions, message_rows, reads
 from session_middleware.storage.sql.record.message_rows import Key
+from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sql.session_state import SessionWrite
 
 
@@ -25,41 +25,40 @@ class _Recorded(NamedTuple):
     message: ComparableMessage
 
 
-def append(write: SessionWrite, context: RunContext, history: HistoryEntry, now: datetime) -> None:
-    conversation = _Conversation(write, context, history)
-    branch = branches.branch_of(write, context)
+def append(write: SessionWrite, run: RunWrite, history: HistoryEntry, now: datetime) -> None:
+    conversation = _Conversation(write, run, history)
+    branch = branches.branch_of(write, run)
     recorded, found = conversation.aligned_with(branch)
     while (better := conversation.find_better_branch(recorded, found)) is not None:
-        context.record.branch = branch = better
-        write.counters.move_to(branch)
+        _move_to(write, run, branch := better)
         recorded, found = conversation.aligned_with(branch)
     if found.branch_after is not None:
         seq = max((each.seq for each in recorded[: found.branch_after]), default=0)
-        context.record.branch = branches.begin(write, context, branch, seq, now)
-        write.counters.move_to(context.record.branch)
+        _move_to(write, run, branches.begin(write, run, branch, seq, now))
     named = conversation.named(found)
     if found.renamed:
         pairs = zip(conversation.messages, found.ids, strict=True)
-        context.record.aliases.update(
-            {m.message_id: own for m, own in pairs if own is not None and own != m.message_id}
-        )
+        run.record.aliases.update({m.message_id: own for m, own in pairs if own is not None and own != m.message_id})
     # a message that is recorded under another id cannot be a new version of it
-    message_rows.append(write, context, [m for m, known in named if known is None or not found.renamed], now)
+    message_rows.append(write, run, [m for m, known in named if known is None or not found.renamed], now)
     if not found.renamed:  # the graph may give them ids
-        context.record.unclaimed.update(
-            {m.claim: m.message_id for m, known in named if known is None and m.minted and m.text}
-        )
+        run.add_unclaimed({m.claim: m.message_id for m, known in named if known is None and m.minted and m.text})
     if history.is_said:
-        message_rows.clear_aside(write, context.session_id, [message.message_id for message, _ in named])
+        message_rows.clear_aside(write, run.session_id, [message.message_id for message, _ in named])
+
+
+def _move_to(write: SessionWrite, run: RunWrite, branch: str) -> None:
+    run.state = run.state._replace(branch=branch)
+    write.counters.move_to(branch)
 
 
 class _Conversation:
     """A given conversation, compared with recorded ones."""
 
-    def __init__(self, write: SessionWrite, context: RunContext, history: HistoryEntry) -> None:
+    def __init__(self, write: SessionWrite, run: RunWrite, history: HistoryEntry) -> None:
         self._write = write
-        self._session_id = context.session_id
-        self._written = context.record.written
+        self._session_id = run.session_id
+        self._written = run.record.written
         self._align = history.align
         self.messages = [message_rows.cleaned(message) for message in history.messages]
         self._keys: list[Key] = [(*message_rows.comparison_key(m), m.tool_call_id) for m in self.messages]

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from session_middleware.models import to_text
 from session_middleware.storage.record_entries import ASIDE, SHARED, MessageEntry, ModelCallEntry
-from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.record import branches, deletions, tool_call_rows
 from session_middleware.storage.sql.record.branches import Line
 from session_middleware.storage.sql.row_mapping import clean, flags_of, to_json
+from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sql.session_state import SessionState, SessionWrite
 
 Key = tuple[Any, ...]  # role, text, content and tool calls: the content of a message, as observations are compared
@@ -60,22 +60,23 @@ _TEXTS = ("message_id", "role", "text", "name", "tool_call_id", "model", "checkp
 _texts_of, _id_of = attrgetter(*_TEXTS), attrgetter("message_id")
 
 
-def append(write: SessionWrite, context: RunContext, messages: Sequence[MessageEntry], now: datetime) -> None:
+def append(write: SessionWrite, run: RunWrite, messages: Sequence[MessageEntry], now: datetime) -> None:
     """Append observed messages: those that are new, and new versions of those with other content."""
-    _Appender(write, context, now).append([*map(cleaned, messages)])
+    _Appender(write, run, now).append([*map(cleaned, messages)])
 
 
 class _Appender:
     """Appends one batch of observed messages."""
 
-    def __init__(self, write: SessionWrite, context: RunContext, now: datetime) -> None:
+    def __init__(self, write: SessionWrite, run: RunWrite, now: datetime) -> None:
         self._write = write
-        self._context = context
-        self._record = context.record
-        self._session_id = context.session_id
+        self._run = run
+        self._context = run.context
+        self._record = run.record
+        self._session_id = run.session_id
         self._counters = write.counters
         self._now = now
-        self._branch = branches.branch_of(write, context)
+        self._branch = branches.branch_of(write, run)
         self._line: Line | None = None
         self._stored = write.state.message_rows  # all versions of a message, by id
         self._answers: list[MessageEntry] = []
@@ -101,9 +102,9 @@ class _Appender:
     def _add_answers(self) -> None:
         """Add tool calls for answers: after the messages that request them, and before the messages that follow."""
         for message in self._answers:
-            tool_call_rows.add_answered(self._write, self._context, message)
+            tool_call_rows.add_answered(self._write, self._run, message)
             if message.artifact is not None:
-                tool_call_rows.set_artifact(self._write, self._context, message)
+                tool_call_rows.set_artifact(self._write, self._run, message)
         self._answers.clear()
 
     def _versions(self, message_id: str) -> list[StoredVersion]:
@@ -142,7 +143,7 @@ class _Appender:
         if message.role == "user":
             message = self._with_author(message, versions)
         key = comparison_key(message)
-        if self._record.unclaimed:
+        if self._run.has_unclaimed:
             if message.minted and not versions and self._has_other_id(message):
                 return
             versions = self._claim(message, key) or versions
@@ -221,15 +222,15 @@ class _Appender:
 
     def _claim(self, message: MessageEntry, key: Key) -> list[StoredVersion]:
         """Give a recorded message the id that it has in the state; returns its versions if it is recorded."""
-        claimed = self._record.unclaimed.get(message.claim)
+        claimed = self._run.find_unclaimed(message.claim)
         message_id, versions = message.message_id, [] if claimed is None else self._versions(claimed)
         if claimed is None or not versions or (message_id != claimed and self._versions(message_id)):
             return []
         if message_id == claimed and message.checkpoint_ns == versions[0].checkpoint_ns:
             if ASIDE not in message.flags:
-                del self._record.unclaimed[message.claim]
+                self._run.claim(message.claim, claimed)
             return []
-        del self._record.unclaimed[message.claim]
+        self._run.claim(message.claim, claimed)
         if (seq := self._record.written.pop(claimed, None)) is not None:
             self._record.written[message_id] = seq
         namespace = message.checkpoint_ns if versions[0].checkpoint_ns else ""  # input of the outermost graph stays its
@@ -249,7 +250,7 @@ class _Appender:
     def _has_other_id(self, message: MessageEntry) -> bool:
         """Whether an input without an id was recorded with the id that the graph has given it since."""
         written = self._record.written
-        if self._record.unclaimed.get(message.claim) != message.message_id or not written:
+        if self._run.find_unclaimed(message.claim) != message.message_id or not written:
             return False
         self._stored.clear()
         found = self._write.execute(
@@ -262,7 +263,7 @@ class _Appender:
         if found is None:
             return False
         self._counters.rows[message.message_id] = found[0]
-        del self._record.unclaimed[message.claim]
+        self._run.claim(message.claim, message.message_id)
         return True
 
     def _complete(self, message: MessageEntry, key: Key, stored: StoredVersion) -> None:
@@ -325,12 +326,12 @@ class _Appender:
 
     def _add_model_call(self, message: MessageEntry, reported: ModelCallEntry) -> None:
         call = reported._replace(started_at=message.created_at, message_id=message.message_id)
-        tool_call_rows.add_implied_model_call(self._write, self._context, call, self._now)
+        tool_call_rows.add_implied_model_call(self._write, self._run, call, self._now)
 
     def _said_at(self, message: MessageEntry) -> datetime:
         """The time of a message; of user input that a checkpoint brings at the end of the run, the run's start."""
         is_late = self._context.has_checkpoint and self._context.at is None and message.role == "user"
-        return (is_late and self._context.began_at) or self._now
+        return (is_late and self._run.state.began_at) or self._now
 
     def _position_before(self, message: MessageEntry, followed_by: str) -> float | None:
         """Return the position before the message's successor; ``None``, which is at the end, if that is not recorded.
@@ -392,12 +393,12 @@ def _trim(state: SessionState, added: Iterable[str]) -> None:
         state.message_ids = None
 
 
-def restore_conversation_order(write: SessionWrite, context: RunContext, ids: Iterable[str | None]) -> None:
+def restore_conversation_order(write: SessionWrite, run: RunWrite, ids: Iterable[str | None]) -> None:
     """Order the messages that this run wrote as the conversation has them. Messages of other runs stay where they are.
 
     Messages arrive in another order where a state in which one was removed is put back, for instance.
     """
-    written = context.record.written
+    written = run.record.written
     seqs = {write.counters.rows.get(own, written[own]): own for own in ids if own in written}
     if len(seqs) < 2:
         return
@@ -407,7 +408,7 @@ def restore_conversation_order(write: SessionWrite, context: RunContext, ids: It
         found = write.query(
             "SELECT seq, position, message_id FROM messages WHERE session_id = ?"
             " AND seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?))",
-            (context.session_id, json.dumps(list(seqs))),
+            (run.session_id, json.dumps(list(seqs))),
         )
         positions = {seq: position for seq, position, message_id in found if message_id == seqs[seq]}
     ordered = [seq for seq in seqs if seq in positions]
@@ -415,7 +416,7 @@ def restore_conversation_order(write: SessionWrite, context: RunContext, ids: It
         if position != positions[seq]:
             stored.pop(seqs[seq], None)
             sql = "UPDATE messages SET position = ? WHERE session_id = ? AND seq = ?"
-            write.execute(sql, (position, context.session_id, seq))
+            write.execute(sql, (position, run.session_id, seq))
 
 
 def _with_recorded_id(message: MessageEntry, aliases: Mapping[str, str]) -> MessageEntry:

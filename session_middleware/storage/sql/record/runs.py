@@ -10,10 +10,10 @@ from typing import NamedTuple
 from session_middleware.models import to_text
 from session_middleware.storage.processes import is_gone, this_process
 from session_middleware.storage.record_entries import ASIDE, RunEnd
-from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.checkpoints.rows import AT, at
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.row_mapping import clean
+from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sql.session_state import SessionWrite
 
 TABLES = ("runs", "messages", "tool_calls", "model_calls", "events", "branches", "files", "conversation_items")
@@ -31,10 +31,10 @@ def next_seq(connection: Connection, session_id: str) -> int | None:
 # Runs
 
 
-def begin_run(write: SessionWrite, context: RunContext, now: datetime) -> bool:
+def begin_run(write: SessionWrite, run: RunWrite, now: datetime) -> bool:
     """Insert the row of a run; returns whether earlier runs were interrupted, because their process has died."""
-    context.has_row = True
-    has_dead = interrupt_earlier(write, context)
+    run.state = run.state._replace(has_row=True)
+    has_dead = interrupt_earlier(write, run)
     counters = write.counters
     counters.runs += 1
 
@@ -42,8 +42,8 @@ def begin_run(write: SessionWrite, context: RunContext, now: datetime) -> bool:
         counters.runs, counters.changed = counters.runs - 1, True
 
     row = (
-        *(context.session_id, counters.next_seq(), context.run_id, context.identity.user_id, "running", to_text(now)),
-        *(context.started_from, int(context.checkpointed), this_process()),
+        *(run.session_id, counters.next_seq(), run.run_id, run.context.identity.user_id, "running", to_text(now)),
+        *(run.context.started_from, int(run.context.checkpointed), this_process()),
     )
     write.insert("runs", _BEGUN, [row], " ON CONFLICT (id, session_id) DO NOTHING", if_there=uncount)
     return has_dead
@@ -53,28 +53,26 @@ _BEGUN = ("session_id", "seq", "id", "user_id", "outcome", "started_at", "starte
 _RUNNING = "SELECT session_id, seq, id, process FROM runs WHERE outcome = 'running'"
 
 
-def interrupt_earlier(write: SessionWrite, context: RunContext) -> bool:
+def interrupt_earlier(write: SessionWrite, run: RunWrite) -> bool:
     """Interrupt dead runs of the session, and decide what becomes of the messages that the state does not contain.
 
     A run without new input repeats them. New input discards them, even if tasks have stored them as pending writes.
     Returns whether there were dead runs.
     """
-    session_id, state = context.session_id, write.state
+    session_id, state = run.session_id, write.state
     if not state.may_have_dead_runs:
         return False
     running = write.query(f"{_RUNNING} AND session_id = ?", (session_id,)).fetchall()
-    dead = [DeadRun(*run) for *run, process in running if is_gone(process)]
-    for run in dead:
-        _interrupt(write, run)
+    dead = [DeadRun(*each) for *each, process in running if is_gone(process)]
+    for each in dead:
+        _interrupt(write, each)
     state.message_rows.clear()
     state.may_have_dead_runs = {process for *_, process in running} - {this_process()} != set()
-    last = write.query(_LAST_RUN, (session_id, context.run_id)).fetchone()
+    last = write.query(_LAST_RUN, (session_id, run.run_id)).fetchone()
     if last is not None and last[-1]:
-        if context.continues_without_input:
-            own = (session_id, last[2], *at(session_id, "", context.started_from or ""))
-            context.record.unclaimed.update(
-                {(role, what): own for role, what, own in write.query(_AHEAD_OF_STATE, own)}
-            )
+        if run.context.continues_without_input:
+            own = (session_id, last[2], *at(session_id, "", run.context.started_from or ""))
+            run.add_unclaimed({(role, what): own for role, what, own in write.query(_AHEAD_OF_STATE, own)})
         else:
             write.execute(_MARK_ASIDE, (*last[:3], 1))
     return bool(dead)
@@ -91,16 +89,16 @@ _AHEAD_OF_STATE = f"""
 """
 
 
-def end_run(write: SessionWrite, context: RunContext, end: RunEnd) -> None:
+def end_run(write: SessionWrite, run: RunWrite, end: RunEnd) -> None:
     row = write.execute(
         _END_RUN,
-        (end.outcome, end.error and clean(end.error), end.duration_ms, context.checkpoint_id)
-        + (context.run_id, context.session_id),
+        (end.outcome, end.error and clean(end.error), end.duration_ms, run.checkpoint_id)
+        + (run.run_id, run.session_id),
     ).fetchone()
     if row is None:
         return
     if end.cut_off:
-        _interrupt_calls(write, DeadRun(context.session_id, row[0], str(context.run_id)))
+        _interrupt_calls(write, DeadRun(run.session_id, row[0], str(run.run_id)))
     if end.outcome == "error":
         write.counters.count_error()
 
@@ -110,7 +108,7 @@ _MODEL_CALLS = "FROM model_calls WHERE session_id = runs.session_id AND seq > ru
 _END_RUN = f"""
     UPDATE runs SET outcome = ?, error = ?, duration_ms = ?, checkpoint_id = ?,
     (input_tokens, output_tokens, cost) = (SELECT SUM(input_tokens), SUM(output_tokens), SUM(cost) {_MODEL_CALLS})
-    WHERE id = ? AND session_id = ? RETURNING seq
+    WHERE id = ? AND session_id = ? AND duration_ms IS NULL RETURNING seq
 """
 
 
@@ -190,13 +188,13 @@ def _interrupt_calls(connection: Connection | SessionWrite, run: DeadRun) -> Non
     )
 
 
-def is_forgotten(connection: Connection, context: RunContext) -> bool:
+def is_forgotten(connection: Connection, run: RunWrite) -> bool:
     """Whether the run's user was forgotten while it went on: then its row names somebody else."""
-    if not context.has_row:
+    if not run.state.has_row:
         return False
     sql = "SELECT user_id FROM runs WHERE id = ? AND session_id = ?"
-    row = connection.execute(sql, (context.run_id, context.session_id)).fetchone()
-    return row is not None and row[0] == "forgotten" != context.identity.user_id
+    row = connection.execute(sql, (run.run_id, run.session_id)).fetchone()
+    return row is not None and row[0] == "forgotten" != run.context.identity.user_id
 
 
 # With their session

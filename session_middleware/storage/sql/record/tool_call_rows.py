@@ -18,9 +18,9 @@ from session_middleware.storage.record_entries import (
     ToolStart,
     is_reported,
 )
-from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.row_mapping import clean, flags_of, to_json
+from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sql.session_state import SessionWrite
 from session_middleware.storage.sql.sessions import events
 
@@ -30,8 +30,8 @@ _COLUMNS = (
 )
 
 
-def start(write: SessionWrite, context: RunContext, call: ToolStart, now: datetime) -> None:
-    session_id, counters = context.session_id, write.counters
+def start(write: SessionWrite, run: RunWrite, call: ToolStart, now: datetime) -> None:
+    session_id, counters, executions = run.session_id, write.counters, run.record.executions
     request_id, call_id = call.message_id, call.tool_call_id and clean(call.tool_call_id)
     name, arguments = clean(call.name), to_json(call.arguments)
     flags = flags_of(call.flags, name, arguments)
@@ -47,12 +47,12 @@ def start(write: SessionWrite, context: RunContext, call: ToolStart, now: dateti
         requests = _requests(write, session_id, call_id)
         same = [request for request in requests if any(to_json(one.get("args")) == arguments for one in request.calls)]
         request_id = next((request.message_id for request in (*same, *requests)), None)
-    request_id = request_id and context.record.aliases.get(request_id, request_id)
-    context.record.executions.setdefault(call_id, set()).add(call.execution_id)
-    seq, process = counters.next_seq(), this_process() if context.run_id is None else None
+    request_id = request_id and run.record.aliases.get(request_id, request_id)
+    executions[call_id] = executions.get(call_id, frozenset()) | {call.execution_id}
+    seq, process = counters.next_seq(), this_process() if run.run_id is None else None
     started = write.execute(
         _START,
-        (session_id, seq, context.run_id, call.execution_id, call_id, name, arguments, request_id)
+        (session_id, seq, run.run_id, call.execution_id, call_id, name, arguments, request_id)
         + (call.checkpoint_ns, call.node, flags, to_text(now), process, session_id, call_id, request_id),
     ).fetchone()
     if started is None:  # another recorder has recorded it
@@ -81,9 +81,9 @@ _START = """
 """
 
 
-def end(write: SessionWrite, context: RunContext, call: ToolEnd) -> None:
+def end(write: SessionWrite, run: RunWrite, call: ToolEnd) -> None:
     outcome = (to_json(call.result), to_json(call.artifact), call.error and clean(call.error))
-    own = (context.session_id, call.execution_id)
+    own = (run.session_id, call.execution_id)
     has_changed = write.execute(
         "UPDATE tool_calls SET status = ?, result = ?, artifact = ?, error = ?, duration_ms = ?, process = NULL"
         " WHERE session_id = ? AND execution_id = ? AND status IN ('running', 'interrupted')",  # else it has ended
@@ -93,7 +93,7 @@ def end(write: SessionWrite, context: RunContext, call: ToolEnd) -> None:
         write.execute(_ADD_FLAGS, (flags, *own))
     if has_changed and call.status == "error":
         write.counters.count_error()
-    store_files(write, context.session_id, call.files)
+    store_files(write, run.session_id, call.files)
 
 
 _ADD_FLAGS = """
@@ -142,14 +142,14 @@ _REQUESTS = """
 """
 
 
-def add_answered(write: SessionWrite, context: RunContext, message: MessageEntry) -> None:
+def add_answered(write: SessionWrite, run: RunWrite, message: MessageEntry) -> None:
     """Add the execution that a tool message answers, unless it is recorded.
 
     Models may use a tool call id again, even in one message. So requests, executions and answers are counted.
     """
-    session_id, counters, call_id = context.session_id, write.counters, str(message.tool_call_id)
-    answers, executions = context.record.answers.setdefault(call_id, set()), context.record.executions.get(call_id, ())
-    answers.add(message.message_id)
+    session_id, counters, call_id = run.session_id, write.counters, str(message.tool_call_id)
+    answers = run.record.answers.get(call_id, frozenset()) | {message.message_id}
+    executions, run.record.answers[call_id] = run.record.executions.get(call_id, ()), answers
     is_refused = message.refused and len(executions) < len(answers)
     if is_refused:
         refused = write.execute(
@@ -177,7 +177,7 @@ def add_answered(write: SessionWrite, context: RunContext, message: MessageEntry
     failed = message.tool_error and not is_refused
     result = _result_of(message)
     row = (
-        *(session_id, counters.next_seq(), context.run_id, message.message_id, call_id, done.attempt + 1),
+        *(session_id, counters.next_seq(), run.run_id, message.message_id, call_id, done.attempt + 1),
         *(clean(str(message.name or call.get("name") or "tool")), to_json(call.get("args")), result),
         *("refused" if is_refused else "error" if failed else "ok", message.text if failed else None),
         *(request and request.message_id, message.checkpoint_ns, flags_of(message.flags, result)),
@@ -190,13 +190,13 @@ def add_answered(write: SessionWrite, context: RunContext, message: MessageEntry
         counters.count_error()
 
 
-def set_artifact(write: SessionWrite, context: RunContext, message: MessageEntry) -> None:
+def set_artifact(write: SessionWrite, run: RunWrite, message: MessageEntry) -> None:
     """Store the artifact of a tool message with the execution that it answers, unless that has one."""
     write.execute(
         "UPDATE tool_calls SET artifact = ? WHERE session_id = ? AND artifact IS NULL AND seq = ("
         "SELECT seq FROM tool_calls WHERE session_id = ? AND tool_call_id = ?"
         " ORDER BY execution_id = ? DESC, result IS ? DESC, seq DESC LIMIT 1)",
-        (to_json(message.artifact), context.session_id, context.session_id, message.tool_call_id, message.message_id)
+        (to_json(message.artifact), run.session_id, run.session_id, message.tool_call_id, message.message_id)
         + (_result_of(message),),
     )
 
@@ -331,28 +331,30 @@ _MODEL_COLUMNS = (
     *("reasoning_tokens", "cost", "first_token_ms", "duration_ms", "error", "message_id", "checkpoint_ns", "node"),
     *("flags", "started_at"),
 )
+_MOST_COUNTS = 256  # of the latest model calls
 _NEARBY = 256  # a call and the message that it returned are at most so many rows apart
 
 
-def add_model_call(write: SessionWrite, context: RunContext, call: ModelCallEntry, now: datetime) -> None:
+def add_model_call(write: SessionWrite, run: RunWrite, call: ModelCallEntry, now: datetime) -> None:
     if call.by_hand:
-        call = _replace_implied(write, context, call)
+        call = _replace_implied(write, run, call)
     else:
-        context.record.token_counts.append((call.message_id, call.input_tokens, call.output_tokens))
-    _insert_model_call(write, context, call, now)
+        counts = (call.message_id, call.input_tokens, call.output_tokens)
+        run.record.token_counts = (*run.record.token_counts[1 - _MOST_COUNTS :], counts)
+    _insert_model_call(write, run, call, now)
 
 
-def add_implied_model_call(write: SessionWrite, context: RunContext, call: ModelCallEntry, now: datetime) -> None:
+def add_implied_model_call(write: SessionWrite, run: RunWrite, call: ModelCallEntry, now: datetime) -> None:
     """Add the model call that a message implies, unless it was observed or the message is a copy of its answer."""
     tokens = (call.input_tokens, call.output_tokens)
-    if any(call.message_id == answer for answer, *_ in context.record.token_counts):
+    if any(call.message_id == answer for answer, *_ in run.record.token_counts):
         return
-    if "cached" not in call.flags and is_reported(tokens, [counts for _, *counts in context.record.token_counts]):
+    if "cached" not in call.flags and is_reported(tokens, [counts for _, *counts in run.record.token_counts]):
         return
     recent = max(0, write.counters.last_seq - _NEARBY)
-    values = (call.message_id, context.session_id, recent, *tokens)
+    values = (call.message_id, run.session_id, recent, *tokens)
     if not write.execute(_SET_ANSWER, values).rowcount:
-        _insert_model_call(write, context, call._replace(flags=(*call.flags, REPORTED)), now)
+        _insert_model_call(write, run, call._replace(flags=(*call.flags, REPORTED)), now)
 
 
 _SET_ANSWER = """
@@ -371,11 +373,11 @@ _DELETE_IMPLIED = """
 """
 
 
-def _replace_implied(write: SessionWrite, context: RunContext, call: ModelCallEntry) -> ModelCallEntry:
+def _replace_implied(write: SessionWrite, run: RunWrite, call: ModelCallEntry) -> ModelCallEntry:
     """Delete the call that a message implied before; returns the reported one with what only that knew."""
     counters = write.counters
     recent = max(0, counters.last_seq - _NEARBY)
-    values = (context.session_id, recent, call.message_id, call.input_tokens, call.output_tokens)
+    values = (run.session_id, recent, call.message_id, call.input_tokens, call.output_tokens)
     implied = write.execute(_DELETE_IMPLIED, values).fetchone()
     if implied is None:
         return call
@@ -385,11 +387,11 @@ def _replace_implied(write: SessionWrite, context: RunContext, call: ModelCallEn
     return call._replace(model=call.model or model, provider=call.provider or provider, message_id=message_id)
 
 
-def _insert_model_call(write: SessionWrite, context: RunContext, call: ModelCallEntry, now: datetime) -> None:
+def _insert_model_call(write: SessionWrite, run: RunWrite, call: ModelCallEntry, now: datetime) -> None:
     cost, counters = call.cost() if call.cost is not None else None, write.counters
     error, model, failed = call.error and clean(call.error), call.model and clean(call.model), call.error is not None
     row = (
-        *(context.session_id, counters.next_seq(), context.run_id, call.id, model, call.provider),
+        *(run.session_id, counters.next_seq(), run.run_id, call.id, model, call.provider),
         *(call.input_tokens, call.output_tokens, call.cached_tokens, call.reasoning_tokens, cost),
         *(call.first_token_ms, call.duration_ms, error, call.message_id, call.checkpoint_ns, call.node),
         *(flags_of(call.flags, error, model), to_text(call.started_at or now)),

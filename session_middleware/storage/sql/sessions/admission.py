@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import random
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from session_middleware import errors, lifecycle
 from session_middleware.models import Admission, Identity, SessionInfo, to_text
-from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.checkpoints import latest_checkpoint
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.record import runs
+from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sql.session_state import SessionState, SessionWrite
 from session_middleware.storage.sql.sessions import (
     endings,
@@ -50,14 +51,14 @@ def reason_of(error: errors.SessionError) -> str:
     return next(reason for kind, reason in _REASONS.items() if isinstance(error, kind))
 
 
-def refuse(connection: Connection, context: RunContext, error: errors.SessionError, rules: EngineContext) -> None:
+def refuse(connection: Connection, run: RunWrite, error: errors.SessionError, rules: EngineContext) -> None:
     """Append an event of a refusal, one for a whole run."""
-    session_id, user_id = context.session_id, context.identity.user_id
-    if not context.refused:
+    session_id, user_id = run.session_id, run.context.identity.user_id
+    if not run.state.refused:
         is_recorded = events.deny(connection, session_id, reason_of(error), user_id, rules.clock())
         if not is_recorded and isinstance(error, errors.SessionBusy) and len(rules.early_denials) < _MAX_EARLY:
-            rules.early_denials.setdefault(session_id, {})[context.run_id] = user_id
-        context.refused = context.run_id is not None
+            rules.early_denials.setdefault(session_id, {})[run.run_id] = user_id
+        run.state = run.state._replace(refused=run.run_id is not None)
 
 
 def is_same_second(last_active_at: str, now: datetime) -> bool:
@@ -65,20 +66,23 @@ def is_same_second(last_active_at: str, now: datetime) -> bool:
     return last_active_at[:_SECOND] == now.astimezone(UTC).isoformat()[:_SECOND]
 
 
-def hold(connection: Connection, context: RunContext, now: datetime) -> bool:
+def hold(connection: Connection, run: RunWrite, now: datetime) -> bool:
     """Take the run's lease before its first write, if the session is still the one it has read; returns whether."""
-    session = session_rows.find(connection, context.session_id)
-    if session is None or session.incarnation != context.incarnation:
+    session = session_rows.find(connection, run.session_id)
+    if session is None or session.incarnation != run.state.incarnation:
         return False
-    leases.take(connection, context, now)
+    leases.take(connection, run, now)
     return True
 
 
 class Admitting:
-    """The admission of one context, in one transaction. The methods raise one of `REFUSALS`."""
+    """The admission of one run, in one transaction. The methods raise one of `REFUSALS`."""
 
-    def __init__(self, connection: Connection, context: RunContext, rules: EngineContext) -> None:
-        self.connection, self.context, self.rules = connection, context, rules
+    is_exposed = False  # another process may end the session before the run's first write
+
+    def __init__(self, connection: Connection, run: RunWrite, rules: EngineContext) -> None:
+        context = run.context
+        self.connection, self.run, self.context, self.rules = connection, run, context, rules
         self.session_id, self.identity, self.lease = context.session_id, context.identity, context.lease
         self.now = context.at or rules.clock()
 
@@ -88,27 +92,30 @@ class Admitting:
         session, _ = self._find()
         if session is not None:
             lifecycle.check_access(session, self.identity, self.rules.settings.access, reading=context.reading)
-        if context.admission is None:
+        if self.run.state.admission is None:
             try:
                 self._decide(session)
             except errors.SessionClosed:
                 if not context.reading:  # reading a closed session is no run of it
                     raise
-        context.is_exposed = self._is_exposed(session)
-        return None if context.admission == "fresh" and not context.admitted else session
+        self.is_exposed = self._is_exposed(session)
+        state = self.run.state
+        return None if state.admission == "fresh" and not state.admitted else session
 
     def _find(self) -> tuple[SessionInfo | None, int]:
         """The session and its version."""
         tombstones.check_not_revoked(self.connection, self.session_id, self.identity.user_id)
         session, version = session_rows.find_with_version(self.connection, self.session_id, self.rules)
-        hand = self.context.handle
-        if hand is not None and (session is None or session.incarnation != hand.incarnation):
-            raise errors.SessionClosed(self.session_id, status="deleted")
+        if (handle := self.context.handle) is not None:
+            known = [run.state for run in self.connection.decisions.values() if run.context.handle is handle]
+            admitted = [state.incarnation for state in known if state.admitted]
+            if session is None or session.incarnation != [handle.incarnation, *admitted][-1]:
+                raise errors.SessionClosed(self.session_id, status="deleted")
         return session, version
 
     def _is_exposed(self, session: SessionInfo | None) -> bool:
         """Whether another process may end the session before the run's first write, which registers its lease."""
-        if self.lease is None or self.lease.number is not None or self.lease.is_over or self.context.reading:
+        if self.lease is None or self.run.lease_number is not None or self.lease.is_over or self.context.reading:
             return False
         if session is None or session.status != "active":
             return session is not None
@@ -116,8 +123,11 @@ class Admitting:
         return now - session.last_active_at >= _QUIET or (end is not None and end.at <= now + leases.STALE)
 
     def _decide(self, session: SessionInfo | None) -> None:
-        self.context.admission, self.context.began_at = self._admission(session), self.now
-        self.context.incarnation = None if session is None else session.incarnation
+        incarnation = None if session is None else session.incarnation
+        self._change(admission=self._admission(session), began_at=self.now, incarnation=incarnation)
+
+    def _change(self, **changes: Any) -> None:
+        self.run.state = self.run.state._replace(**changes)
 
     def _admission(self, session: SessionInfo | None) -> Admission:
         """As `lifecycle.admit`; but a session with a run in progress has not expired."""
@@ -126,8 +136,7 @@ class Admitting:
             return "opened"
         if self._is_open(session):
             return "resumed"
-        number = None if self.lease is None else self.lease.number
-        if session.status == "active" and leases.before(self.connection, session.id, number, self.rules):
+        if session.status == "active" and leases.before(self.connection, self.run, self.rules):
             return "resumed"
         return lifecycle.admit(session, self.rules.settings, self.now)
 
@@ -155,26 +164,24 @@ class Admitting:
     def admit(self, known: SessionState | None = None) -> tuple[SessionState | None, bool]:
         """Admit the context, opening or reviving its session.
 
-        Returns `known` if it is still current, and whether the caller is to record activity. The context's flags are
-        set inside the write transaction, so no second operation admits it again.
+        Returns `known` if it is still current, and whether the caller is to record activity.
         """
-        context, lease = self.context, self.lease
-        if context.admitted:
+        lease = self.lease
+        if self.run.state.admitted:
             is_known, is_active = self._admit_again(known)
         else:
             is_known, is_active = self._admit_first(known)
-            context.admitted, context.has_row = True, False
-        if lease is not None and lease.number is None and not lease.is_over:
-            leases.take(self.connection, context, self.now)
+            self._change(admitted=True, has_row=False)
+        if lease is not None and self.run.lease_number is None and not lease.is_over:
+            leases.take(self.connection, self.run, self.now)
         return known if is_known else None, is_active
 
     def admit_memories(self, *, changes: bool) -> None:
         """Admit what a context remembers. Only a change opens a session, and only a run resumes one."""
         context, session = self.context, session_rows.find(self.connection, self.session_id)
         tombstones.check_not_revoked(self.connection, self.session_id, self.identity.user_id)
-        if context.incarnation is not None and (session is None or session.incarnation != context.incarnation):
-            raise errors.SessionClosed(self.session_id, status="deleted")
-        if runs.is_forgotten(self.connection, context):
+        self._check_incarnation(session)
+        if runs.is_forgotten(self.connection, self.run):
             raise errors.SessionClosed(self.session_id, status="closed to a user who was forgotten")
         if session is not None:
             lifecycle.check_access(session, self.identity, self.rules.settings.access, reading=not changes)
@@ -183,20 +190,31 @@ class Admitting:
             if is_active:
                 session_rows.touch(self.connection, self.session_id, self.rules, self.now)
 
+    def _check_incarnation(self, session: SessionInfo | None) -> None:
+        """Raise `SessionClosed` if the session that was authorized is gone.
+
+        Another `Sessions` that serves the same run may have started it afresh.
+        """
+        run, found = self.run, None if session is None else session.incarnation
+        if run.state.incarnation in (None, found):
+            return
+        shared_with = run.context.shared_with
+        if not (shared_with and events.has_entered(self.connection, self.session_id, shared_with)):
+            raise errors.SessionClosed(self.session_id, status="deleted")
+        self._change(admission="resumed", incarnation=found)
+
     def _admit_first(self, known: SessionState | None) -> tuple[bool, bool]:
         """Returns whether `known` is still current, and whether activity is to be recorded."""
-        context = self.context
         session, version = self._known(known) or self._find()
         if session is not None:
             lifecycle.check_access(session, self.identity, self.rules.settings.access)
-        if context.admission is None:
+        if self.run.state.admission is None:
             self._decide(session)
-        elif context.incarnation is not None and (session is None or session.incarnation != context.incarnation):
-            raise errors.SessionClosed(self.session_id, status="deleted")
-        elif context.incarnation is None and session is not None and context.admission == "opened":
-            context.admission = "resumed"  # another run has opened it since
+        self._check_incarnation(session)
+        if self.run.state.incarnation is None and session is not None and self.run.state.admission == "opened":
+            self._change(admission="resumed")  # another run has opened it since
         lease = self.lease
-        number = lease.number if lease is not None and lease.is_exclusive and not lease.is_over else None
+        number = self.run.lease_number if lease is not None and lease.is_exclusive and not lease.is_over else None
         if number is not None and number not in [row.number for row in leases.of(self.connection, self.session_id)]:
             raise errors.LeaseLost(self.session_id, number=number)
         is_known = is_active = False
@@ -205,9 +223,7 @@ class Admitting:
         else:
             is_known = known is not None and (session.home, version) == (known.home, known.version)
             session, is_known, is_active = self._enter(session, is_known=is_known)
-        context.incarnation = session.incarnation
-        if context.handle is not None:
-            context.handle.incarnation = session.incarnation
+        self._change(incarnation=session.incarnation)
         return is_known, is_active
 
     def _known(self, known: SessionState | None) -> tuple[SessionInfo, int] | None:
@@ -215,19 +231,19 @@ class Admitting:
 
         A revocation of the owner changes the version, and a revocation of others does not.
         """
-        found, context = self.rules.parsed.get(self.session_id), self.context
-        if known is None or found is None or found[0][0] != known.version or context.admission != "resumed":
+        found, state = self.rules.parsed.get(self.session_id), self.run.state
+        if known is None or found is None or found[0][0] != known.version or state.admission != "resumed":
             return None
         session = found[1]
-        is_same = session.incarnation == context.incarnation and context.handle is None
+        is_same = session.incarnation == state.incarnation and self.context.handle is None
         return (session, known.version) if is_same and session.user_id == self.identity.user_id else None
 
     def _admit_again(self, known: SessionState | None) -> tuple[bool, bool]:
         """Check by one statement what may have changed since the context was admitted. Returns as `_admit_first`."""
         lease, user_id = self.lease, self.identity.user_id
-        number = None if lease is None else lease.number
+        number, incarnation = self.run.lease_number, self.run.state.incarnation
         row = self.connection.execute(_CURRENT, (number, tombstones.hash_of(user_id), self.session_id)).fetchone()
-        if row is None or row[3] != (self.context.incarnation or row[3]):
+        if row is None or row[3] != (incarnation or row[3]):
             raise errors.SessionClosed(self.session_id, status="deleted")
         home, status, last_active_at, _, owner, has_lease, is_revoked, version = row
         if is_revoked:
@@ -238,7 +254,7 @@ class Admitting:
         if lease is not None and number is not None and not has_lease and not lease.is_over:
             if lease.is_exclusive:
                 raise errors.LeaseLost(self.session_id, number=number)
-            lease.number = None  # another process has reaped it; it is taken again
+            self.run.lease_number = None  # another process has reaped it; it is taken again
         if status == "expired":  # by a sweep that did not see this run
             return self._revive("revived", "running"), True
         is_known = known is not None and (home, version) == (known.home, known.version)
@@ -249,17 +265,17 @@ class Admitting:
 
         When a state that `is_known` was loaded, the tool calls of dead processes had been interrupted.
         """
-        context = self.context
-        if context.admission == "fresh" and session.status in ("active", "expired") and not self._is_open(session):
+        kind = self.run.state.admission
+        if kind == "fresh" and session.status in ("active", "expired") and not self._is_open(session):
             return self._start_fresh(session), False, False
-        if context.admission in ("revived", "reopened") and not self._is_open(session):
+        if kind in ("revived", "reopened") and not self._is_open(session):
             endings.make_room(self.connection, session.user_id, self.rules, self.now, but=session.id)
             end = lifecycle.expiry_of(session, self.rules.settings)
             reason = session.reason if session.status != "active" else end and end.reason
-            is_known = self._revive(context.admission, reason)
+            is_known = self._revive(kind, reason)
         elif session.status == "expired":  # by another process, since this context was authorized
             is_known = self._revive("revived", "running")
-        elif is_same_second(to_text(session.last_active_at), self.now) and context.handle and self.lease is None:
+        elif is_same_second(to_text(session.last_active_at), self.now) and self.context.handle and self.lease is None:
             return session, is_known, False
         if not is_known:
             runs.interrupt_calls_outside(self.connection, session.id)
@@ -317,22 +333,22 @@ def new_home() -> int:
     return random.getrandbits(52) + 1
 
 
-def begin(write: SessionWrite, context: RunContext, rules: EngineContext, *, announce: bool) -> None:
+def begin(write: SessionWrite, run: RunWrite, rules: EngineContext, *, announce: bool) -> None:
     """Record that an admitted run has resumed its session and begun, as far as that is not recorded yet.
 
     Without `announce`, a later operation records that an active session was resumed.
     """
-    now = context.at or rules.clock()
-    has_dead = False
-    if announce and not context.announced:
-        context.announced = True
+    context, now, has_dead = run.context, run.context.at or rules.clock(), False
+    if announce and not run.state.announced:
+        run.state = run.state._replace(announced=True)
         if context.has_unrecorded_input and rules.settings.tracking:
-            has_dead = runs.interrupt_earlier(write, context)
-        if context.is_run and context.admission == "resumed":
+            has_dead = runs.interrupt_earlier(write, run)
+        others, is_resumed = context.shared_with, context.is_run and run.state.admission == "resumed"
+        if is_resumed and not (others and events.has_entered(write.connection, run.session_id, others)):
             write.counters.opened_as = "resumed"
-            events.insert(write, "resumed", now, run_id=context.run_id)
-    begins = context.run_id is not None and context.announced and not context.has_row and rules.settings.tracking
-    if has_dead or (begins and runs.begin_run(write, context, now)):
-        dead = [each for each in leases.of(write.connection, context.session_id) if each.is_dead(rules)]
+            events.insert(write, "resumed", now, run_id=run.run_id)
+    begins = run.run_id is not None and run.state.announced and not run.state.has_row and rules.settings.tracking
+    if has_dead or (begins and runs.begin_run(write, run, now)):
+        dead = [each for each in leases.of(write.connection, run.session_id) if each.is_dead(rules)]
         if dead:
             leases.reap(write.finish(), dead)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from session_middleware.errors import SessionBusy, SessionError, SessionExists, StorageError
 from session_middleware.models import (
@@ -27,6 +27,7 @@ from session_middleware.storage.sql.connection import CommitThenRaise, Connectio
 from session_middleware.storage.sql.memory import items
 from session_middleware.storage.sql.operations import Operations, reading
 from session_middleware.storage.sql.record import runs
+from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sql.sessions import (
     admission,
     archives,
@@ -55,54 +56,61 @@ class SessionOperations(Operations):
     def acquire_session(self, context: RunContext, *, wait: bool) -> bool:
         lease = context.lease
         assert lease is not None
-        number, was_refused = lease.number, context.refused
-
-        def undo() -> None:
-            lease.number, context.refused = number, was_refused
-
-        if number is None or not wait:
-            enqueue = partial(self._enqueue, context=context, lease=lease, wait=wait)
-            is_first: Any = self._database.write(enqueue, of=context.session_id, durable=False, undo=undo)
+        if lease.number is None or not wait:
+            enqueue = partial(self._enqueue, context=context, wait=wait)
+            is_first: Any = self._database.write(enqueue, of=context.session_id, durable=False)
         else:
-            is_first = not self._read(leases.before, context.session_id, number, self._rules)
+            is_first = not self._database.read(
+                lambda connection: leases.before(connection, RunWrite(connection, context), self._rules)
+            )
         if is_first:
             lease.is_exclusive = True
-            context.admission = None  # an earlier run may have changed the session since
+            context.state = context.state._replace(admission=None)  # an earlier run may have changed the session since
         return bool(is_first)
 
-    def _enqueue(
-        self, connection: Connection, *, context: RunContext, lease: Lease, wait: bool
-    ) -> bool | CommitThenRaise:
+    def _enqueue(self, connection: Connection, *, context: RunContext, wait: bool) -> bool | CommitThenRaise:
         """Insert the lease, if it has no row yet, behind those of active runs; returns whether there are none."""
-        rows = leases.of(connection, context.session_id)
+        run, rows = RunWrite(connection, context), leases.of(connection, context.session_id)
         leases.reap(connection, [row for row in rows if row.is_dead(self._rules)])
         try:
-            if lease.number is None:  # else another node of the run, or a heartbeat, has inserted it
-                admission.Admitting(connection, context, self._rules).authorize()
-            others = leases.before(connection, context.session_id, lease.number, self._rules)
+            if run.lease_number is None:  # else another node of the run, or a heartbeat, has inserted it
+                admission.Admitting(connection, run, self._rules).authorize()
+            others = leases.before(connection, run, self._rules)
             if others and not wait:
                 raise SessionBusy(context.session_id, run_id=others[0].run_id, process=others[0].process)
         except admission.REFUSALS as error:
-            return self._refused(connection, context, error)
-        leases.take(connection, context, self._now())
+            return self._refused(connection, run, error)
+        leases.take(connection, run, self._now())
+        connection.decisions[context] = run
         return not others
 
-    def _refused(self, connection: Connection, context: RunContext, error: SessionError) -> CommitThenRaise:
-        admission.refuse(connection, context, error, self._rules)
+    def _refused(self, connection: Connection, run: RunWrite, error: SessionError) -> CommitThenRaise:
+        admission.refuse(connection, run, error, self._rules)
+        connection.decisions[run.context] = run
         return CommitThenRaise(error)
+
+    def _refuse(self, context: RunContext, error: SessionError) -> NoReturn:
+        """Record a refusal, and raise it."""
+        self._database.write(
+            lambda connection: self._refused(connection, RunWrite(connection, context), error), of=context.session_id
+        )
+        raise error
 
     def _hold_seen(self, context: RunContext) -> bool:
         """Register the lease if the session is still the one that was authorized; if not, it must be read again."""
         is_same = not self._database.is_writable or self._take_lease(context, admission.hold)
         if not is_same:
-            context.admission = context.incarnation = None
+            context.state = context.state._replace(admission=None, incarnation=None)
         return is_same
 
-    def _take_lease(self, context: RunContext, take: Callable[[Connection, RunContext, datetime], T]) -> T:
-        undo, of = partial(setattr, context.lease, "number", None), context.session_id
-        return self._database.write(
-            lambda connection: take(connection, context, self._now()), of=of, durable=False, undo=undo
-        )
+    def _take_lease(self, context: RunContext, take: Callable[[Connection, RunWrite, datetime], T]) -> T:
+        def operation(connection: Connection) -> T:
+            run = RunWrite(connection, context)
+            result = take(connection, run, self._now())
+            connection.decisions[context] = run
+            return result
+
+        return self._database.write(operation, of=context.session_id, durable=False)
 
     def mark_lease_ended(self, lease: Lease) -> None:
         if lease.number is not None:
@@ -128,7 +136,7 @@ class SessionOperations(Operations):
 
     def find_active_run(self, session_id: str, *, but: Lease | None = None) -> tuple[str | None, str] | None:
         number = None if but is None else but.number
-        rows = self._read(leases.before, session_id, None, self._rules)
+        rows = self._read(leases.live_of, session_id, self._rules)
         return next(((row.run_id, row.process) for row in rows if row.number != number), None)
 
     # Changes
@@ -244,9 +252,11 @@ class SessionOperations(Operations):
         def acquire(connection: Connection) -> bool:
             rows = leases.of(connection, context.session_id)
             leases.release(connection, [row.number for row in rows if row.is_dead(self._rules)])
-            if leases.before(connection, context.session_id, None, self._rules):
+            if leases.live_of(connection, context.session_id, self._rules):
                 return False
-            leases.take(connection, context, self._now())
+            run = RunWrite(connection, context)
+            leases.take(connection, run, self._now())
+            connection.decisions[context] = run
             return True
 
         return context if self._database.write(acquire, durable=False) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -67,6 +67,16 @@ def insert(write: SessionWrite, kind: str, now: datetime, *, run_id: str | None)
     session_id, seq = write.state.session_id, write.counters.next_seq()
     write.insert("events", _COLUMNS, [(session_id, seq, run_id, kind, None, "{}", to_text(now))])
     announce(write.raw, session_id, kind, None, {}, now, run_id=run_id, seq=seq)
+
+
+def has_entered(connection: Connection, session_id: str, run_ids: Collection[str]) -> bool:
+    """Whether one of these runs has opened or resumed the session, by its latest events."""
+    latest = connection.execute(_LATEST, (session_id, _NEAR)).fetchall()
+    return any(run_id in run_ids and kind in _ENTRIES for run_id, kind in latest)
+
+
+_LATEST = "SELECT run_id, kind FROM events WHERE session_id = ? ORDER BY seq DESC LIMIT ?"
+_ENTRIES = ("opened", "resumed", "revived", "reopened")
 
 
 def announce(

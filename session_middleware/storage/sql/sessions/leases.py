@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from session_middleware.models import to_text
 from session_middleware.storage.processes import is_gone, is_near, this_process
-from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
+from session_middleware.storage.sql.run_write import RunWrite
 
 STALE = timedelta(minutes=1)  # a lease of another machine that was not renewed for so long is dead
 
@@ -42,23 +42,29 @@ class LeaseRow(NamedTuple):
         return self.renewed_at < to_text(rules.clock() - STALE)
 
 
-def take(connection: Connection, context: RunContext, now: datetime) -> None:
-    """Insert the context's lease behind the others, unless another thread of the run has done so."""
-    assert context.lease is not None
-    if context.lease.number is not None:
+def take(connection: Connection, run: RunWrite, now: datetime) -> None:
+    """Insert the run's lease behind the others, unless another thread or another `Sessions` has done so."""
+    lease = run.context.lease
+    for other in connection.decisions.values():  # a run that shares the lease
+        if run.lease_number is None and other.context.lease is lease:
+            run.lease_number = other.lease_number
+    if run.lease_number is None and lease is not None and lease.is_shared:
+        (run.lease_number,) = connection.execute(_SHARED, (run.session_id, run.run_id)).fetchone() or (None,)
+    if run.lease_number is not None:
         return
     number = time.time_ns() // 1_000 << 12 | random.getrandbits(12)
-    run = (context.run_id, context.identity.user_id, this_process(), to_text(now), to_text(now))
-    values = (context.session_id, number, number, *run, context.session_id)
+    row = (run.run_id, run.context.identity.user_id, this_process(), to_text(now), to_text(now))
+    values = (run.session_id, number, number, *row, run.session_id)
     if connection.is_optimistic:
         connection.execute(
             _TAKE.format(other="CAST(NULL AS INTEGER)"), values
         )  # NULL is an error, after which this is repeated
     else:
         (number,) = connection.execute(f"{_TAKE.format(other='MAX(number) + 1')} RETURNING number", values).fetchone()
-    context.lease.number = number
+    run.lease_number = number
 
 
+_SHARED = "SELECT number FROM leases WHERE session_id = ? AND run_id = ?"  # taken by another `Sessions`
 # A number is greater than those that are there, whatever the clock says.
 _TAKE = """
     INSERT INTO leases (session_id, number, run_id, user_id, process, started_at, renewed_at)
@@ -95,10 +101,16 @@ def of(connection: Connection, session_id: str) -> list[LeaseRow]:
     return [LeaseRow(*row) for row in rows]
 
 
-def before(connection: Connection, session_id: str, number: int | None, rules: EngineContext) -> list[LeaseRow]:
-    """The live ones before this number; ``None``: all live ones of the session."""
-    rows = of(connection, session_id)
-    return [row for row in rows if (number is None or row.number < number) and not row.is_dead(rules)]
+def live_of(connection: Connection, session_id: str, rules: EngineContext) -> list[LeaseRow]:
+    """The live ones of a session."""
+    return [row for row in of(connection, session_id) if not row.is_dead(rules)]
+
+
+def before(connection: Connection, run: RunWrite, rules: EngineContext) -> list[LeaseRow]:
+    """The live ones before a run's, or all if it has none, except those of the same run in other `Sessions`."""
+    number, own = run.lease_number, run.context.shared_with
+    rows = live_of(connection, run.session_id, rules)
+    return [row for row in rows if (number is None or row.number < number) and row.run_id not in own]
 
 
 def live(connection: Connection, rules: EngineContext) -> frozenset[str]:

@@ -99,7 +99,7 @@ def seen(connection: Connection, session_id: str, rules: EngineContext) -> Sessi
     session = find(connection, session_id)
     if session is None:
         latest_checkpoint.check_new(connection, session_id, rules.path)
-    elif leases.before(connection, session_id, None, rules):
+    elif leases.live_of(connection, session_id, rules):
         return session.model_copy(update={"is_running": True})
     return session
 
