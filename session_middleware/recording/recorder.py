@@ -259,10 +259,11 @@ class SessionRecorder(GraphCallbackHandler):
                     run.prefix_changed |= any(isinstance(messages[0], RemoveMessage) for messages in lists)
                 entries: list[MessageEntry] = []
                 may_refuse = node is not None and (node.is_resumed or str(node.name).endswith(HOOKS))
+                texts = frozenset[str]() if run.observers and context.input_texts is None else context.input_texts
                 for message, following in found:
                     known[str(message.id)] = content_hash(message)
                     for entry in self.buffer.describe([message], namespace, followed_by=following):
-                        entry = with_author(entry, context.input_texts, run.agents)
+                        entry = with_author(entry, texts, run.agents)
                         entries.append(entry._replace(refused=True) if may_refuse and entry.tool_error else entry)
                 if entries:
                     run.index_requests(entries)

@@ -374,6 +374,25 @@ async def test_beside_retries_of_models(mode: str, first: bool, run: Any, sessio
     assert errors == ["ConnectionError: busy", None]
 
 
+@pytest.mark.parametrize("mode", MODES)
+async def test_what_an_agent_tells_another_one_in_a_tool_is_no_input_of_the_user(
+    mode: str, run: Any, sessions: Sessions
+) -> None:
+    helper = create_agent(Scripted(), TOOLS, middleware=[SessionMiddleware(sessions)])
+
+    @tool
+    def look_up(thing: str) -> str:
+        """Asks another agent."""
+        return str(helper.invoke(human("both tea"))["messages"][-1].text)
+
+    agent = build(sessions, mode, tools=[look_up])
+    await run(agent, human("look up tea"), sessions.config("t"))
+    found = said(sessions.get("t"), branch="all")
+    assert ("assistant", "both tea") in found
+    assert [text for role, text in found if role == "user"] == ["look up tea"]
+    assert statuses(sessions) == [("look_up", "ok"), ("look_up", "ok"), ("price", "ok")]
+
+
 @pytest.mark.parametrize("mode", ["checkpointer only", "alone"])
 async def test_without_a_recorder_the_models_that_another_middleware_calls_around_it_are_not_recorded(
     mode: str, run: Any, sessions: Sessions
