@@ -156,7 +156,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         if hook.run is not None:
             return handler(request)
         self._hooks.add_before_model(hook, request.state["messages"])
-        with self._hooks.observe(hook, get_config()) as run:
+        with self._hooks.observe(hook, get_config(), inherit=True) as run:
             response = handler(request)
             self._hooks.add_output(hook, run, response.result)
         return response
@@ -172,7 +172,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         if hook.run is not None:
             return await handler(request)
         await self._off_loop(self._hooks.add_before_model, hook, request.state["messages"])
-        with self._hooks.observe(hook, get_config()) as run:
+        with self._hooks.observe(hook, get_config(), inherit=True) as run:
             response = await handler(request)
             await self._off_loop(self._hooks.add_output, hook, run, response.result)
         return response
@@ -238,7 +238,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
             return
         state = request.state
         history = state["messages"] if isinstance(state, dict) else getattr(state, "messages", ())
-        with self._hooks.observe(hook, request.runtime.config) as run:
+        with self._hooks.observe(hook, request.runtime.config, inherit=False) as run:
             yield self._hooks.track_tool_call(hook, run, request.tool_call, history, exists=request.tool is not None)
 
 

@@ -137,11 +137,13 @@ class MiddlewareRecorder:
 
     # Models and tools
 
-    def observe(self, hook: MiddlewareContext, config: RunnableConfig) -> AbstractContextManager[ActiveRun]:
+    def observe(
+        self, hook: MiddlewareContext, config: RunnableConfig, *, inherit: bool
+    ) -> AbstractContextManager[ActiveRun]:
         """Have the recorder record the calls in this block, which it does anyway if it tracks the run."""
         if hook.run is not None:
             return nullcontext(hook.run)
-        return self._recorder.observe(hook.context, config.get("callbacks"))
+        return self._recorder.observe(hook.context, config.get("callbacks"), inherit=inherit)
 
     @never_raise
     def add_output(self, hook: MiddlewareContext, run: ActiveRun, result: Sequence[BaseMessage]) -> None:

@@ -222,10 +222,11 @@ class SessionRecorder(GraphCallbackHandler):
             self._runs.pop(run_id, None)  # a cancelled call has no end callback
 
     @contextmanager
-    def observe(self, context: RunContext, manager: object) -> Iterator[ActiveRun]:
+    def observe(self, context: RunContext, manager: object, *, inherit: bool) -> Iterator[ActiveRun]:
         """Record the calls made with a node's callback manager, if no callback reports the run itself.
 
-        The blocks of calls that the node makes in parallel share one `ActiveRun`.
+        Calls inside these calls are recorded with `inherit` only: a tool may run graphs of other sessions. The blocks
+        of calls that the node makes in parallel share one `ActiveRun`.
         """
         run = ActiveRun(context, has_begun=True)
         if not isinstance(manager, BaseCallbackManager) or manager.parent_run_id is None:
@@ -234,7 +235,7 @@ class SessionRecorder(GraphCallbackHandler):
         with self._observing:
             run = self._runs.setdefault(manager.parent_run_id, run)
             run.observers += 1
-            manager.add_handler(self)
+            manager.add_handler(self, inherit)
         try:
             yield run
         finally:
@@ -259,11 +260,10 @@ class SessionRecorder(GraphCallbackHandler):
                     run.prefix_changed |= any(isinstance(messages[0], RemoveMessage) for messages in lists)
                 entries: list[MessageEntry] = []
                 may_refuse = node is not None and (node.is_resumed or str(node.name).endswith(HOOKS))
-                texts = frozenset[str]() if run.observers and context.input_texts is None else context.input_texts
                 for message, following in found:
                     known[str(message.id)] = content_hash(message)
                     for entry in self.buffer.describe([message], namespace, followed_by=following):
-                        entry = with_author(entry, texts, run.agents)
+                        entry = with_author(entry, context.input_texts, run.agents)
                         entries.append(entry._replace(refused=True) if may_refuse and entry.tool_error else entry)
                 if entries:
                     run.index_requests(entries)

@@ -35,7 +35,7 @@ from pydantic import PrivateAttr
 from session_middleware import SessionAccessDenied, Sessions
 from session_middleware.checkpoint.repair import INTERRUPTED
 from session_middleware.integrations.langchain_agents import Recall, SessionMiddleware
-from tests.support.agents import TOOLS, Scripted, human, said
+from tests.support.agents import TOOLS, Scripted, chat, human, said
 
 INTERRUPT_MODES = ("batched", "per_call")[: 1 + ("interrupt_mode" in signature(HumanInTheLoopMiddleware).parameters)]
 MODES = ("attached", "checkpointer only", "alone")
@@ -391,6 +391,20 @@ async def test_what_an_agent_tells_another_one_in_a_tool_is_no_input_of_the_user
     assert ("assistant", "both tea") in found
     assert [text for role, text in found if role == "user"] == ["look up tea"]
     assert statuses(sessions) == [("look_up", "ok"), ("look_up", "ok"), ("price", "ok")]
+
+
+@pytest.mark.parametrize("mode", ["checkpointer only", "alone"])
+async def test_without_a_recorder_a_graph_of_another_thread_in_a_tool_is_not_recorded(
+    mode: str, run: Any, sessions: Sessions
+) -> None:
+    @tool
+    def look_up(thing: str) -> str:
+        """Asks a graph that has nothing to do with sessions."""
+        config: Any = {"configurable": {"thread_id": "other"}}
+        return str(chat().invoke(human("hi"), config)["messages"][-1].text)
+
+    await run(build(sessions, mode, tools=[look_up]), human("look up tea"), sessions.config("t"))
+    assert [session.id for session in sessions.list()] == ["t"]
 
 
 @pytest.mark.parametrize("mode", ["checkpointer only", "alone"])
