@@ -177,7 +177,7 @@ def test_what_is_due_can_be_pickled(sessions: Sessions) -> None:
 
 def test_an_open_database_says_what_to_keep_instead(sessions: Sessions) -> None:
     session = sessions.open("t")
-    parts = (sessions.recorder, sessions.store, session.memory, session.history())
+    parts = (sessions.checkpointer, sessions.recorder, sessions.store, session.memory, session.history())
     for held in (sessions, sessions.for_user("alice"), *parts):
         for attempt in (pickle.dumps, copy.deepcopy):
             with pytest.raises(TypeError, match=r"keep the path, and open it with Sessions\("):

@@ -94,8 +94,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
         flush: Callable[[str], None] = lambda _: None,
         repairs: Repairs | None = None,
     ) -> None:
+        self._storage = storage  # the first attribute, so a pickle is refused with the storage's reason
         super().__init__(serde=serde)
-        self._storage = storage
         self._offload = executor
         self._contexts = contexts
         self._queue = queue
