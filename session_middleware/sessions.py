@@ -162,6 +162,8 @@ class Sessions(SessionAccess):
             on_busy=settings.on_busy,
             timeout_seconds=settings.busy_timeout.total_seconds(),
         )
+        if settings.on_busy == "reject":
+            self.recorder.acquire = self._run_queue.acquire
         self._repairs = Repairs(storage, new_id=new_id, on_input=settings.repair == "auto")
         listener = RecordingListener(buffer)
         self.checkpointer = SessionSaver(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
@@ -61,6 +61,8 @@ class SessionRecorder(GraphCallbackHandler):
         self._observing = threading.Lock()
         self._known = KnownMessages()
         buffer.on_forget.append(self._known.forget)
+        # Called before a run's access is checked; it waits for the end of a run that is over, or raises `SessionBusy`.
+        self.acquire: Callable[[RunContext], object] = lambda _: None
 
     @property
     def faults(self) -> int:
@@ -181,6 +183,7 @@ class SessionRecorder(GraphCallbackHandler):
             state = run.context.state
             if state.admission is None and not state.admitted:  # no checkpointer of ours has asked for it
                 self.drain(run.context.session_id)  # an earlier run's end, which is also that of its lease
+                self.acquire(run.context)
                 self.buffer.storage.authorize(run.context)
 
     def _begin(self, run: ActiveRun) -> None:

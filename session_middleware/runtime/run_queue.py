@@ -133,10 +133,10 @@ class RunQueue:
 
     def _may_end(self, waiter: _Waiter) -> bool:
         """Whether the run that holds the session may be over: under asyncio its lease is released afterwards."""
-        is_early = time.monotonic() - waiter.began < _GRACE_SECONDS
-        return (
-            is_early and self._storage.find_active_run(waiter.context.session_id, but=waiter.context.lease) is not None
-        )
+        if time.monotonic() - waiter.began >= _GRACE_SECONDS:
+            return False
+        found = self._storage.find_active_run(waiter.context.session_id, but=waiter.context.lease)
+        return found is not None and found[0] not in waiter.context.shared_with
 
     def _is_late(self, waiter: _Waiter) -> bool:
         return time.monotonic() - waiter.began > self._timeout_seconds

@@ -539,3 +539,19 @@ def test_the_recorder_alone_refuses_a_second_run_too(open_sessions: OpenSessions
         gate.leave.set()
         first.result()
     graph.invoke(human("three"), config)
+
+
+@pytest.mark.sessions(on_busy="reject")
+async def test_a_run_starts_right_after_the_end_of_another_sessions_run(
+    each_engine: str, open_sessions: OpenSessions
+) -> None:
+    first, second = open_sessions(), open_sessions()
+    graph = StateGraph(MessagesState).add_node("answer", lambda _: {"messages": [("ai", "fine")]})
+    graph = graph.add_edge(START, "answer").compile()
+    for number in range(20):
+        for sessions in (first, second):
+            config = {**sessions.config("t"), "callbacks": [sessions.recorder]}
+            await graph.ainvoke(human(f"{number}"), config)
+    first.settle()
+    assert {run.outcome for run in second.get("t").runs()} == {"ok"}
+    assert len(second.get("t").runs()) == 40

@@ -196,6 +196,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
 
     def authorize(self, context: RunContext) -> SessionInfo | None:
         is_new = context.run_id is not None and not context.state.admitted and not context.is_inside
+        is_new = is_new and context.lease is not None and not context.lease.is_exclusive
         if is_new and self._rules.settings.on_busy == "reject":
             self.acquire_session(context, wait=False)
         return self._read_authorized(context, lambda _, session: session)
