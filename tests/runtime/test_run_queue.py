@@ -555,3 +555,23 @@ async def test_a_run_starts_right_after_the_end_of_another_sessions_run(
     first.settle()
     assert {run.outcome for run in second.get("t").runs()} == {"ok"}
     assert len(second.get("t").runs()) == 40
+
+
+@pytest.mark.sessions(on_busy="reject")
+def test_a_refusal_before_the_first_write_of_another_sessions_run_is_recorded(
+    each_engine: str, open_sessions: OpenSessions, gate: Gate
+) -> None:
+    first, second = open_sessions(), open_sessions()
+    gate.hold()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(
+            build(first, gate.node, "checkpointer").invoke, human("one"), first.config("t"), durability="exit"
+        )
+        assert gate.entered.wait(60)
+        with pytest.raises(SessionBusy):
+            build(second, gate.node, "checkpointer").invoke(human("two"), second.config("t"))
+        assert first.find("t") is None
+        gate.leave.set()
+        running.result(60)
+    second.close()
+    assert [(event.kind, event.reason) for event in first.get("t").events()] == [("opened", None), ("denied", "busy")]

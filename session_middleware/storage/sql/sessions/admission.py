@@ -61,6 +61,12 @@ def refuse(connection: Connection, run: RunWrite, error: errors.SessionError, ru
         run.state = run.state._replace(refused=run.run_id is not None)
 
 
+def deny_early(connection: Connection, session_id: str, rules: EngineContext, now: datetime) -> None:
+    """Record the refusals of runs for which the session did not exist yet."""
+    for user_id in rules.early_denials.pop(session_id, {}).values():
+        events.deny(connection, session_id, "busy", user_id, now, is_announced=True)
+
+
 def is_same_second(last_active_at: str, now: datetime) -> bool:
     """Activity is stored once a second, because it changes four indexes."""
     return last_active_at[:_SECOND] == now.astimezone(UTC).isoformat()[:_SECOND]
@@ -306,8 +312,7 @@ class Admitting:
         connection.execute(_OPEN, (*values, *[to_text(self.now)] * 3))
         reason, detail = (None, {}) if renamed is None else ("fresh", {"renamed": renamed})
         events.append(connection, session_id, "opened", reason, detail, self.now, run_id=self.context.run_id)
-        for user_id in self.rules.early_denials.pop(session_id, {}).values():
-            events.deny(connection, session_id, "busy", user_id, self.now, is_announced=True)
+        deny_early(connection, session_id, self.rules, self.now)
         session_rows.touch(connection, session_id, self.rules, self.now)
         return session_rows.get(connection, session_id)
 

@@ -117,6 +117,7 @@ class SessionOperations(Operations):
             self._rules.over.add(lease.number)
 
     def release_leases(self, given: Sequence[Lease]) -> None:
+        self._record_early_denials()
         numbers = _numbers(given)
         if numbers:
             are_over = all(lease.is_over for lease in given)
@@ -125,7 +126,14 @@ class SessionOperations(Operations):
             )
             self._rules.over.difference_update(numbers)
 
+    def _record_early_denials(self) -> None:
+        """Record the refusals of runs for which the session did not exist yet, if another process has opened it."""
+        for session_id in list(self._rules.early_denials):
+            if self._read(session_rows.find, session_id) is not None:
+                self._change(admission.deny_early, session_id, self._rules, self._now())
+
     def renew_leases(self, given: Sequence[RunContext]) -> None:
+        self._record_early_denials()
         for context in given:
             if context.lease is not None and context.lease.number is None:
                 self._take_lease(context, leases.take)
