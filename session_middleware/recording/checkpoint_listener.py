@@ -24,7 +24,7 @@ from langgraph.types import Command
 from session_middleware.checkpoint.checkpoint_diff import NewMessage
 from session_middleware.checkpoint.langchain_messages import id_of, is_message
 from session_middleware.checkpoint.parent_cache import Key
-from session_middleware.recording.history_diff import align_appended, align_state
+from session_middleware.recording.history_diff import align_own, align_state
 from session_middleware.recording.messages import describe, lists_in, with_author
 from session_middleware.recording.write_buffer import RecordBuffer, never_raise
 from session_middleware.runtime.run_ends import ROOT
@@ -82,6 +82,8 @@ class RecordingListener:
             if key[1]:  # the outermost graph may return the answer as well
                 answers = (one for one in entries if one.minted and one.text and one.role == "assistant")
                 context.notes.unclaimed.update({one.claim: one.message_id for one in answers})
+            elif context.has_unidentified:
+                return [], _of_run(context, entries)
             return entries, []
         except Exception as error:  # noqa: BLE001  # a fault here must not break a checkpoint
             self.buffer.fault(error)
@@ -118,7 +120,10 @@ class RecordingListener:
                 wholes.append(value)
                 entries = self._describe(context, key, _messages_in(value), agents, count)
                 histories += _aligned(context, entries, goes_on=True)
-        return self._describe(context, key, new, agents, count), histories
+        entries = self._describe(context, key, new, agents, count)
+        if context.has_unidentified:
+            return [], [*histories, *_of_run(context, entries)]
+        return entries, histories
 
     def _describe(
         self,
@@ -166,10 +171,15 @@ def _messages_in(value: Any) -> list[NewMessage]:
 
 
 def _aligned(context: RunContext, entries: Sequence[MessageEntry], *, goes_on: bool) -> list[HistoryEntry]:
-    run_id = context.run_id or ""
-    is_turn = not goes_on and _is_new(entries)
-    align = partial(align_appended, run_id=run_id) if is_turn else partial(align_state, run_id=run_id, goes_on=goes_on)
-    return [HistoryEntry(entries, align)] if entries else []
+    if not goes_on and _is_new(entries):
+        return _of_run(context, entries)
+    return (
+        [HistoryEntry(entries, partial(align_state, run_id=context.run_id or "", goes_on=goes_on))] if entries else []
+    )
+
+
+def _of_run(context: RunContext, entries: Sequence[MessageEntry]) -> list[HistoryEntry]:
+    return [HistoryEntry(entries, partial(align_own, run_id=context.run_id or ""))] if entries else []
 
 
 def _is_new(entries: Sequence[MessageEntry]) -> bool:

@@ -358,6 +358,18 @@ def align_appended(recorded: Conversation, given: Conversation, *, run_id: str |
     return Alignment([None] * len(given))
 
 
+def align_own(recorded: Conversation, given: Conversation, *, run_id: str | None) -> Alignment:
+    """Align the messages that a run has added to its state with those that it has recorded."""
+    ids = {message.message_id for message in given}
+    own = [message for message in recorded if message.run_id == run_id]
+    old = [message.message_id if message.message_id in ids else message.words for message in own]
+    new = [message.words if message.message_id is None else message.message_id for message in given]
+    found: list[str | None] = [None] * len(given)
+    for start, place, length in SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks():
+        found[place : place + length] = [message.message_id for message in own[start : start + length]]
+    return Alignment(found)
+
+
 def align_state(
     recorded: Conversation, given: Conversation, *, run_id: str | None, goes_on: bool, is_first: bool = False
 ) -> Alignment:

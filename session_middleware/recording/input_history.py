@@ -33,6 +33,7 @@ def note_input(run: ActiveRun, inputs: Any) -> None:
 def add_state(buffer: RecordBuffer, run: ActiveRun, lists: Lists, namespace: str) -> None:
     """Record the state that a node gets. It may be an earlier one, or the graph's input with new ids."""
     if run.context.checkpointed:
+        add_unidentified(buffer, run, lists, namespace)
         return
     identified = [messages for messages in lists if isinstance(messages[-1], BaseMessage)]
     if run.resumed_checkpoint_id is not None and identified:
@@ -59,8 +60,9 @@ def _add_input(buffer: RecordBuffer, run: ActiveRun, lists: Lists, namespace: st
 def add_unidentified(
     buffer: RecordBuffer, run: ActiveRun, lists: Lists, namespace: str, *, is_end: bool = False
 ) -> None:
-    """Record the messages without ids in a state."""
-    if run.context.checkpointed or not (histories := without_ids(lists)):
+    """Record the messages without ids in a state, unless a checkpoint is put with them before the run ends."""
+    is_put = run.context.checkpointed and (namespace or not run.context.puts_at_end)
+    if is_put or not (histories := without_ids(lists)):
         return
     align = partial(
         align_state,
@@ -68,7 +70,7 @@ def add_unidentified(
         goes_on=run.context.continues_without_input or run.is_resumed,
         is_first=is_end and not run.has_unidentified,
     )
-    run.has_unidentified = True
+    run.has_unidentified = run.context.has_unidentified = True
     buffer.add(run.context, [HistoryEntry(buffer.describe(history, namespace), align) for history in histories])
 
 

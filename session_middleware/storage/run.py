@@ -115,6 +115,7 @@ class RunContext:
     subgraph_inputs: dict[str, Any] = field(default_factory=dict)  # inputs of subgraphs by namespace, without task ids
     read_namespaces: set[str] = field(default_factory=set)  # the namespaces whose state was read
     puts_at_end: bool = False  # the run puts no checkpoint before it ends
+    has_unidentified: bool = False  # the recorder has recorded messages without ids from the state
     has_one_value: bool = False  # the state of the outermost graph is one value instead of named channels
     whole_input: Any = None  # the input of such a graph, until the first checkpoint
     input_texts: frozenset[str] | None = None  # the texts of the input, if they are known

@@ -87,6 +87,8 @@ def rewriting_inside() -> Any:
     return StateGraph(MessagesState).add_node("inner", rewriting()).add_edge(START, "inner").compile()
 
 
+UNIDENTIFIED: Any = TypedDict("UNIDENTIFIED", {"messages": Annotated[list[Any], operator.add]})  # type: ignore[misc]
+
 GRAPHS: dict[str, Callable[[], Any]] = {
     **{name: graph for name, graph in agents.GRAPHS.items() if name != "agent"},
     **{graph.__name__: graph for graph in (subgraphs, subgraph_with_memory, graph_in_a_node)},
@@ -243,9 +245,11 @@ def slow_graph(clock: Clock, *, by_model: bool) -> Any:
 
 @pairwise(
     parts=["attached", "both by hand"],
-    durability=DURABILITIES,
+    graph=[
+        *((durability, MessagesState, inner) for durability in DURABILITIES for inner in (False, True)),
+        *((durability, UNIDENTIFIED, False) for durability in ("sync", "exit")),
+    ],
     runner=[agents.invoke, agents.ainvoke],
-    inner=[True, False],
     by_model=[True, False],
 )
 async def test_what_was_said_is_recorded_while_the_run_is_in_progress(
@@ -253,16 +257,16 @@ async def test_what_was_said_is_recorded_while_the_run_is_in_progress(
     open_sessions: OpenSessions,
     clock: Clock,
     parts: str,
-    durability: str,
+    graph: tuple[str, Any, bool],
     runner: agents.Runner,
-    inner: bool,
     by_model: bool,
 ) -> None:
     """As another process reads it, once it is written."""
     seen: list[list[tuple[str, str]]] = []
     other = open_sessions()
+    durability, state, inner = graph
 
-    def look(state: MessagesState) -> Any:
+    def look(state: Any) -> Any:
         for _ in range(1000):
             found = agents.said(other.get("t")) if other.find("t") else []
             if len(found) >= len(state["messages"]):
@@ -270,14 +274,14 @@ async def test_what_was_said_is_recorded_while_the_run_is_in_progress(
         seen.append(found)
         return {"messages": [AIMessage("done")]}
 
-    builder = StateGraph(MessagesState)
-    builder.add_node("a", slow(clock, "a", by_model=by_model)).add_node("look", look)
+    builder: Any = StateGraph(state)
+    builder.add_node("a", lambda given: slow(clock, "a", by_model=by_model)(given)).add_node("look", look)
     built = builder.add_edge(START, "a").add_edge("a", "look").compile()
     if inner:
         built = StateGraph(MessagesState).add_node("inner", built).add_edge(START, "inner").compile()
-    graph, config = prepared(sessions, built, "t", parts)
+    app, config = prepared(sessions, built, "t", parts)
     for _ in range(2):
-        await runner(graph, human("hi"), config, durability=durability)
+        await runner(app, human("hi"), config, durability=durability)
     turn = [("user", "hi"), ("assistant", "a"), ("assistant", "done")]
     assert seen == [turn[:2], turn + turn[:2]]
     assert agents.said(sessions.get("t")) == turn * 2
@@ -329,6 +333,20 @@ async def test_a_message_without_an_id_has_the_time_at_which_it_was_said(
     expected: list[Any] = [("before", 0), ("hi", 0), ("a", 1), ("b", 2), ("c", 3)]
     expected += [("before", 3), ("again", 3), ("a", 4), ("b", 5), ("c", 6)]
     assert minutes(sessions.get("t").messages(), clock) == expected
+
+
+@pytest.mark.parametrize("durability", ["sync", "exit"])
+@pytest.mark.parametrize("parts", ["attached", "checkpointer"])
+def test_what_is_said_again_without_an_id_is_a_message_of_its_own(
+    sessions: Sessions, parts: str, durability: str
+) -> None:
+    builder = StateGraph(UNIDENTIFIED)
+    for before, name in (("", "a"), ("a", "b"), ("b", "c")):
+        builder.add_node(name, lambda _: {"messages": [AIMessage("ok")]}).add_edge(before or START, name)
+    graph, config = prepared(sessions, builder.compile(), "t", parts)
+    for _ in range(2):
+        graph.invoke(human("ok"), config, durability=durability)
+    assert agents.said(sessions.get("t")) == [("user", "ok"), *[("assistant", "ok")] * 3] * 2
 
 
 @pytest.mark.parametrize("durability", ["sync", "exit"])
