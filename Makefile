@@ -1,5 +1,6 @@
 # make demo    see it work: installs, then runs the main job on SQLite, with no key and no network
 # make test    install what the tests need, and run them all
+# make test-postgres   the tests that know no engine, over PostgreSQL instead of SQLite
 # make check   format, lint, types
 # make fix     format, and mend what the linter can
 # make bench   print the figures, each against a named peer in the same run
@@ -29,13 +30,16 @@ CORE   := \
 	runtime/test_run_queue \
 	storage/test_filters storage/test_jsonable storage/test_timeline storage/test_tokenizer storage/test_vectors
 
-.PHONY: demo test check fix bench faults floors docs clean
+.PHONY: demo test test-postgres check fix bench faults floors docs clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+test-postgres: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -n auto --dist loadfile --postgres
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

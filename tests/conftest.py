@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 import shutil
@@ -38,8 +39,13 @@ class Clock:
         self.now += timedelta(**duration)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the files with slow tests first, then the long files, so that no worker has a long file alone at the end."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run the files with slow tests first, then the long files, so that no worker has a long file alone at the end.
+
+    With ``--postgres``: only the tests of one engine that name no file.
+    """
+    if config.getoption("postgres"):
+        items[:] = [item for item in items if isinstance(item, pytest.Function) and _is_of_any_engine(item)]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     sizes = Counter(item.path for item in items)
     items.sort(key=lambda item: (item.path not in slow, -sizes[item.path]))
@@ -54,6 +60,17 @@ def clock() -> Clock:
 def new_id() -> Callable[[], str]:
     numbers = itertools.count(1)
     return lambda: f"id-{next(numbers)}"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--postgres", action="store_true", help="run over PostgreSQL what else runs over SQLite only")
+
+
+def _is_of_any_engine(test: pytest.Function) -> bool:
+    marker = test.get_closest_marker("sessions")
+    names_one = {"path", "storage_url", "each_engine"} & set(test.fixturenames) or (marker and marker.args)
+    names_file = "tmp_path" in inspect.signature(test.function).parameters
+    return "open_sessions" in test.fixturenames and not names_one and not names_file
 
 
 # Files
@@ -91,8 +108,11 @@ def open_sessions(request: pytest.FixtureRequest) -> Iterator[OpenSessions]:
     if marker and marker.args:
         (where,) = marker.args
     else:
-        named = [name for name in ("storage_url", "each_engine") if name in request.fixturenames] or ["path"]
+        default = "postgres_url" if request.config.getoption("postgres") else "path"
+        named = [name for name in ("storage_url", "each_engine") if name in request.fixturenames] or [default]
         where = request.getfixturevalue(named[0])
+        if named[0] == "postgres_url":
+            settings.setdefault("archive_path", request.getfixturevalue("tmp_path") / "archives")
     opened: list[Sessions] = []
 
     def open_(place: Any = where, **more: Any) -> Sessions:

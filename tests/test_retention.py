@@ -16,7 +16,7 @@ from tests.conftest import Clock, OpenSessions
 from tests.support import agents
 from tests.support.agents import human, said
 
-pytestmark = [pytest.mark.sessions(idle_timeout="30m"), pytest.mark.usefixtures("clock")]
+pytestmark = [pytest.mark.sessions(idle_timeout="30m"), pytest.mark.usefixtures("clock", "each_engine")]
 
 
 def kinds(session: Any) -> list[str]:

@@ -18,6 +18,8 @@ from typing_extensions import TypedDict
 from session_middleware import Sessions
 from session_middleware.errors import SessionAccessDenied, UnknownStrategy
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 
 def fold(messages: list[AnyMessage], new: Sequence[Any]) -> list[AnyMessage]:
     for each in new:

@@ -12,6 +12,8 @@ from session_middleware.errors import StorageError
 from tests.conftest import OpenSessions
 from tests.faults.test_saver import graph
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 
 @pytest.fixture
 def sessions(open_sessions: OpenSessions) -> Sessions:
@@ -23,7 +25,7 @@ def sessions(open_sessions: OpenSessions) -> Sessions:
     return sessions
 
 
-def vanish(sessions: Any, table: str, where: str = "1") -> None:
+def vanish(sessions: Any, table: str, where: str = "TRUE") -> None:
     """As a flipped bit in a key does it: the row is no longer where its key is looked for."""
     sessions._storage._database.write(
         lambda c: c.execute(
@@ -39,8 +41,8 @@ NEWEST = "checkpoint_id = (SELECT MAX(checkpoint_id) FROM checkpoints WHERE sess
     ("table", "where"),
     [
         ("checkpoints", NEWEST),
-        ("checkpoints", "1"),
-        ("sessions", "1"),
+        ("checkpoints", "TRUE"),
+        ("sessions", "TRUE"),
     ],
 )
 def test_a_thread_whose_newest_state_cannot_be_found_says_so(sessions: Any, table: str, where: str) -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from session_middleware import Sessions
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 SAID = ("to be or not to be", "The Who live", "who is the tallest?", "don't panic 😀", "a whole other thing")
 
 
