@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
@@ -18,7 +19,8 @@ from langgraph.prebuilt import ToolNode, tools_condition
 
 import session_middleware
 from session_middleware import Sessions
-from session_middleware.storage.sql import writer
+from session_middleware.storage.postgres.writer import PostgresWriter
+from session_middleware.storage.sql.writer import Writer
 from tests.support.agents import human
 
 PACKAGE = str(Path(session_middleware.__file__).parent)
@@ -76,7 +78,7 @@ def test_a_turn_with_a_tool_on_an_existing_thread(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(writer, "PATIENCE_SECONDS", 60)  # pending writes share the next commit on a busy machine too
+    monkeypatch.setattr(Writer, "patience_seconds", 60)  # pending writes share the next commit on a busy machine too
     calls = 0
 
     def count(frame: Any, event: str, _: Any) -> None:
@@ -103,3 +105,30 @@ def test_a_turn_with_a_tool_on_an_existing_thread(
             assert 200 < calls <= most_calls
     finally:
         threading.setprofile(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("part", "most"), [("attached", 8), ("checkpointer", 6)])
+def test_the_round_trips_of_a_turn_with_a_tool_to_postgres(
+    part: str, most: int, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PostgresWriter, "patience_seconds", 60)
+    trips, wait = 0, psycopg.Connection.wait
+
+    def counted(self: Any, generator: Any, *args: Any) -> Any:
+        nonlocal trips
+        trips += threading.current_thread().name != "session-notifier"  # notices are sent while the run goes on
+        return wait(self, generator, *args)
+
+    monkeypatch.setattr(psycopg.Connection, "wait", counted)
+    with Sessions(postgres_url, sweep_interval=None) as sessions:
+        if part == "attached":
+            graph = sessions.attach(builder().compile())
+        else:
+            graph = builder().compile(checkpointer=sessions.checkpointer)
+        found = []
+        for number in range(4):
+            before = trips
+            graph.invoke(human(f"question {number}"), sessions.config("t", user_id="alice"), durability="sync")
+            found.append(trips - before)
+    assert found[0] <= most + 3  # it opens the session
+    assert set(found[1:]) == {most}

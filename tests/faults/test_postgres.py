@@ -475,3 +475,25 @@ def test_a_commit_waits_for_the_disk_as_the_setting_says(postgres_url: str, sync
         database = sessions._storage._database  # type: ignore[attr-defined]
         row = database.write(lambda connection: connection.execute("SHOW synchronous_commit").fetchone(), of="t")
         assert row == (commits,)
+
+
+@pytest.mark.parametrize("max_sessions", [None, 2])
+def test_runs_and_memories_do_not_wait_for_a_process_that_writes_to_another_session(
+    max_sessions: int | None, postgres_url: str
+) -> None:
+    url = f"{postgres_url}?options=-c%20lock_timeout%3D5s"
+    with (
+        psycopg.connect(postgres_url) as other,
+        Sessions(url, sweep_interval=None, max_sessions=max_sessions) as sessions,
+    ):
+        agent = sessions.attach(scenarios.chat().compile())
+        agent.invoke({"messages": "hello"}, sessions.config("one", user_id="alice"))
+        other.execute("SELECT pg_advisory_xact_lock_shared(7236000)")  # as each transaction that writes to one session
+        agent.invoke({"messages": "again"}, sessions.config("one", user_id="alice"))
+        sessions.store.put(("user", "alice"), "drink", {"text": "tea"})
+        if max_sessions is None:  # else the sessions are counted before one may be revived
+            sessions.get("one").memory.remember("tea is hot")
+        found = sessions.store.get(("user", "alice"), "drink")
+        assert found is not None
+        assert found.value == {"text": "tea"}
+        assert len(sessions.get("one").messages()) == 4

@@ -167,10 +167,12 @@ class PostgresConnection:
     # Statements
 
     def execute(self, sql: str, parameters: Any = (), /) -> PostgresCursor:
-        if self._prefetched and (prefetched := self._prefetched.pop((sql, parameters), None)) is not None:
-            return prefetched
+        if self._prefetched and type(parameters) is tuple and (sql, parameters) in self._prefetched:
+            return self._prefetched.pop((sql, parameters))
         text, names, is_writing = translated(sql)
-        self.changes += is_writing
+        if is_writing:
+            self.changes += 1
+            self._prefetched.clear()  # it may change their results
         values = [parameters[name] for name in names] if type(parameters) is dict else parameters
         if not self.has_savepoints:
             return self._send(text, values)
@@ -187,7 +189,7 @@ class PostgresConnection:
         return cursor
 
     def prefetch(self, sql: str, parameters: tuple[Any, ...], /) -> None:
-        if not self.is_writing:
+        if self.is_optimistic:
             self._prefetched[sql, parameters] = self.execute(sql, parameters)
 
     def executemany(self, sql: str, rows: Iterable[Any], /) -> None:
@@ -320,11 +322,9 @@ def _results(connection: pq.abc.PGconn, syncs: int) -> Generator[Wait, Ready | i
 _ESCAPES = ((b"\1", b"\1\2"), (b"\0", b"\1\1"), (rb"\u0001", rb"\u0001\u0002"), (rb"\u0000", rb"\u0001\u0001"))
 
 
-def escaped(value: str) -> bytes:
-    text = value.encode()
-    if b"\0" in text or b"\1" in text or rb"\u000" in text:
-        for plain, stored in _ESCAPES:
-            text = text.replace(plain, stored)
+def _escape(text: bytes) -> bytes:
+    for plain, stored in _ESCAPES:
+        text = text.replace(plain, stored)
     return text
 
 
@@ -335,24 +335,40 @@ def _text(data: bytes) -> str:
     return data.decode()
 
 
-def _encoded(parameters: Iterable[Any]) -> tuple[list[Any], list[int]]:
-    """The parameters of libpq: bytes in binary format, others as text of the type that the server infers."""
+def _encoded(parameters: Iterable[Any]) -> tuple[list[Any], list[int] | None]:
+    """The parameters of libpq: bytes in binary format, others as text of the type that the server infers.
+
+    It is called for each statement, with up to hundreds of values, so it calls nothing for a usual one.
+    """
     values: list[Any] = []
+    binary: list[int] = []
     for value in parameters:
         kind = type(value)
-        if value is None:
+        if kind is str:
+            text = value.encode()
+            if b"\1" in text or b"\0" in text or rb"\u000" in text:
+                text = _escape(text)
+            values.append(text)
+        elif value is None:
             values.append(None)
-        elif kind is str:
-            values.append(escaped(value))
+        elif kind is int:
+            if not _LEAST <= value <= _GREATEST:
+                raise OverflowError(f"{value} has more than 64 bits")
+            values.append(b"%d" % value)
         elif kind is bytes or kind is bytearray or kind is memoryview:
+            binary.append(len(values))
             values.append(bytes(value))
-        elif kind is bool:
-            values.append(b"1" if value else b"0")
-        elif kind is int and not -(2**63) <= value < 2**63:
-            raise OverflowError(f"{value} has more than 64 bits")
         else:
-            values.append(str(value).encode())
-    return values, [int(isinstance(value, bytes | bytearray | memoryview)) for value in parameters]
+            values.append(str(int(value) if kind is bool else value).encode())
+    if not binary:
+        return values, None
+    formats = [0] * len(values)
+    for place in binary:
+        formats[place] = 1
+    return values, formats
+
+
+_LEAST, _GREATEST = -(2**63), 2**63 - 1
 
 
 def _error(connection: pq.abc.PGconn, result: pq.abc.PGresult | None) -> psycopg.Error:

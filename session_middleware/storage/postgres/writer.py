@@ -19,6 +19,7 @@ class PostgresWriter(Writer):
     connection: PostgresConnection
     errors = (psycopg.Error,)
     locks_sessions = True
+    patience_seconds = 0.01  # the next write waits for a commit of its own
 
     def __init__(
         self,

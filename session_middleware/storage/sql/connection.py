@@ -61,7 +61,7 @@ class Connection(Protocol):
     def executemany(self, sql: str, rows: Iterable[Any], /) -> object: ...
 
     def prefetch(self, sql: str, parameters: tuple[Any, ...], /) -> None:
-        """Announce a reading statement that may follow in this snapshot, to send it along with the next one."""
+        """Announce a reading statement that may follow before the next change, to send it along with the next one."""
 
     def update_row(self, sql: str, parameters: Any, /) -> None:
         """Execute an UPDATE. Raises `Retry` if it changes no row, at the latest when the transaction is committed."""

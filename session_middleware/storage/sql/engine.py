@@ -93,9 +93,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             if_admitted: otherwise nothing is written.
             entries: what the operation records. Of a run that is refused, only its end is written.
         """
-        settings, is_careful = self._rules.settings, False
-        counts_others = (settings.max_sessions or settings.max_sessions_per_user) and not context.state.admitted
-        of = None if counts_others else context.session_id
+        is_careful, of = False, self._changed_by_admission(context)
 
         def operation(connection: Connection) -> T | CommitThenRaise | None:
             run = RunWrite(connection, context, is_careful=is_careful)
@@ -118,14 +116,21 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             else:
                 return result  # type: ignore[no-any-return]  # a `CommitThenRaise` was raised by write
 
+    def _changed_by_admission(self, context: RunContext) -> str | None:
+        """The session that the admission of a context changes; ``None``: it may open one, and others are counted."""
+        settings, state = self._rules.settings, context.state
+        may_open = not state.admitted and state.admission != "resumed"
+        counts_others = may_open and (settings.max_sessions or settings.max_sessions_per_user)
+        return None if counts_others else context.session_id
+
     def _admit(self, connection: Connection, run: RunWrite, *, announce: bool) -> SessionWrite:
         """Admit the run to its session. Nothing is read if the admission would write nothing.
 
         What is known of the session is verified by its version, when the operations of the transaction are finished.
         """
-        context, state = run.context, run.state
+        context, state, settings = run.context, run.state, self._rules.settings
         known, now, lease = self._states.get(run.session_id), context.at or self._rules.clock(), context.lease
-        begins = run.run_id is not None and not state.has_row and self._rules.settings.tracking
+        begins = run.run_id is not None and not state.has_row and settings.tracking
         if (
             known is not None
             and state.cached_session is known
@@ -133,11 +138,18 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             and (not begins if state.announced else not announce)
             and lease is not None  # only a run with a lease is known not to have been revoked
             and (lease.is_over or run.lease_number is not None)
-            and admission.is_same_second(known.last_active_at, now)
         ):
-            return known.write or SessionWrite(connection, known)
+            write = known.write or SessionWrite(connection, known)
+            if admission.is_same_second(known.last_active_at, now):
+                return write
+            if not known.has_own_terms and settings.max_age is None:  # else the expiry is computed from the row
+                session_rows.touch_with(write, self._rules, now)
+                return write
         end_writes(connection)
-        known, is_active = admission.Admitting(connection, run, self._rules).admit(known)
+        admitting = admission.Admitting(connection, run, self._rules)
+        known, is_active = admitting.admit(known)
+        if known is None and admitting.opened is not None:
+            known = self._states.keep(admitting.opened)
         session = known or self._states.load(connection, run.session_id)
         run.state = run.state._replace(cached_session=session)
         write = session.write or SessionWrite(connection, session)
@@ -210,8 +222,10 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         """Authorize a context and read for it in one snapshot; ``None`` if its run starts with no session."""
 
         def operation(connection: Connection) -> tuple[admission.Admitting, T | None]:
-            prefetch(connection)
             admitting = admission.Admitting(connection, RunWrite(connection, context), self._rules)
+            if connection.is_optimistic:
+                prefetch(connection)
+                admitting.prefetch(opens=False if context.session_id not in self._states else None)
             session = admitting.authorize()
             if session is None and admitting.run.state.admission == "opened":
                 latest_checkpoint.check_new(connection, context.session_id, self.name)
@@ -264,7 +278,8 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             items.put(connection, puts, self._now())
             return None
 
-        self._database.write(operation)
+        of = items.owner_of(puts) if context is None else self._changed_by_admission(context)
+        self._database.write(operation, of=of)
 
     # Checkpoints
 

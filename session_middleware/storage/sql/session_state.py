@@ -73,6 +73,14 @@ class SessionState:
     calls_without_request: bool | None = None  # tool calls whose requesting message is not recorded; None: not read
     write: SessionWrite | None = None  # of the present transaction
 
+    @classmethod
+    def opened(cls, session_id: str, home: int, now: str) -> SessionState:
+        """The state of a session whose row was just inserted: nothing has to be read for it."""
+        state = cls(session_id, home, 1, 0, "main", now, has_deletions=False, has_own_terms=False)
+        state.heads[""], state.message_ids = None, set()
+        state.may_have_dead_runs = state.calls_without_request = False
+        return state
+
     def keep_point(self, namespace: str, checkpoint_id: str, point: CheckpointPoint) -> None:
         _keep(self.points, (namespace, checkpoint_id), point, _MOST_CHECKPOINTS)
 
@@ -87,7 +95,10 @@ class StateCache(OrderedDict[str, SessionState]):
         """Read the state of a session that is there, and keep it."""
         state = find(connection, session_id)
         assert state is not None
-        _keep(self, session_id, state, _MOST_SESSIONS)
+        return self.keep(state)
+
+    def keep(self, state: SessionState) -> SessionState:
+        _keep(self, state.session_id, state, _MOST_SESSIONS)
         return state
 
 

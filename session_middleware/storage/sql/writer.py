@@ -21,7 +21,6 @@ from session_middleware.storage.sql.session_state import close_writes, end_write
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 0.005  # how long a patient write may wait for another's commit
 _BATCH = 128  # operations in one transaction, at most
 _ATTEMPTS = 5  # at an operation that is alone in its transaction
 
@@ -64,6 +63,7 @@ class Writer:
     connection: Connection
     errors: tuple[type[Exception], ...]  # the driver's errors
     locks_sessions = False  # whether `_lock` is to be called
+    patience_seconds = 0.005  # how long a patient write waits for another write, to share its commit
 
     def __init__(self, mapped: Callable[[Exception], Exception]) -> None:
         self._mapped = mapped  # a `StorageError` for an error of the driver or of damaged data
@@ -123,8 +123,9 @@ class Writer:
         if patient:
             request.done = threading.Event()
         self._waiting.append(request)
-        if request.done is not None:
-            request.done.wait(PATIENCE_SECONDS)
+        if request.done is not None:  # patience begins again after a commit that was in progress at its end
+            while not request.done.wait(self.patience_seconds) and self.lock.locked():
+                pass
         self._wait_or_lead(request)
         if request.error is not None or isinstance(request.result, CommitThenRaise):
             return request.outcome()

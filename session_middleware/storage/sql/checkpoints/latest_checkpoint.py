@@ -97,9 +97,12 @@ def check_absent(connection: Connection, session_id: str, checkpoint_ns: str, ch
         raise CorruptRow("its row cannot be found")
 
 
+ANY_EVENT = "SELECT 1 FROM events WHERE session_id = ? LIMIT 1"
+
+
 def check_new(connection: Connection, session_id: str, path: str) -> None:
     """A session whose row is not found must have no record. Raises `StorageError` if it has."""
-    if connection.execute("SELECT 1 FROM events WHERE session_id = ? LIMIT 1", (session_id,)).fetchone() is not None:
+    if connection.execute(ANY_EVENT, (session_id,)).fetchone() is not None:
         raise StorageError(
             path,
             f"session {session_id!r} is damaged: it has a record, but its row cannot be found",

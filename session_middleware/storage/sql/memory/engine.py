@@ -42,7 +42,8 @@ class MemoryOperations(Operations):
     def _restart_ttl(self, found: Sequence[StoredMemory]) -> None:
         if self._database.is_writable and any(memory.ttl_minutes is not None for memory in found):
             now = self._rules.clock()
-            self._database.write(lambda connection: items.refresh(connection, found, now), durable=False)
+            of = items.owner_of(found)
+            self._database.write(lambda connection: items.refresh(connection, found, now), of=of, durable=False)
 
     def _remove_outdated(self) -> None:
         while self._database.read(indexing.has_outdated):

@@ -51,6 +51,18 @@ def _put_statement(columns: tuple[str, ...], count: int) -> str:
     return f"INSERT INTO memories ({names}) VALUES {', '.join([row] * count)} {_ON_CONFLICT}"
 
 
+def owner_of(found: Iterable[MemoryPut | StoredMemory]) -> str | None:
+    """What a change of items is a change of: a session, or the owner of their namespaces; ``None``: of several.
+
+    Each statement is atomic, so the lock of the owner only keeps transactions from waiting for one another's rows.
+    """
+    owners = {each.namespace[:2] for each in found}
+    if len(owners) != 1:
+        return None
+    (owner,) = owners
+    return owner[1] if owner[0] == "session" and len(owner) > 1 else "\0" + namespace_text(owner)
+
+
 def put(connection: Connection, puts: Sequence[MemoryPut], now: datetime) -> None:
     """Store and delete items."""
     for each in puts:

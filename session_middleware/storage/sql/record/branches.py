@@ -77,7 +77,10 @@ def place_put(write: SessionWrite, run: RunWrite, put: CheckpointPut, now: datet
     is_latest = head is not None and head.latest_id == put.parent_id and head.newest_position < put.checkpoint_id
     if is_latest and point is not None:  # the parent has no child, and the checkpoint is new
         return _move_to(write, run, put, point.branch, point.seq or 0)
-    row = write.query(_PARENT, (put.checkpoint_id, *[put.parent_id or ""] * 2, session_id)).fetchone()
+    if head is None and "" in state.heads:  # there is no checkpoint
+        row = _NO_PARENT
+    else:
+        row = write.query(_PARENT, (put.checkpoint_id, *[put.parent_id or ""] * 2, session_id)).fetchone()
     if row is None:  # another process has deleted the session
         raise StaleState
     is_known, branch, seq, has_child, newest = row
@@ -106,6 +109,7 @@ def _move_to(
     return BranchPoint(branch, seq)
 
 
+_NO_PARENT = (False, None, None, False, None)
 # The position of a child is greater than its parent's, so for the latest checkpoint no rows are read.
 _PARENT = """
     SELECT parent.checkpoint_id IS NOT NULL, parent.branch, parent.seq, EXISTS (

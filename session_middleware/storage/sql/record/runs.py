@@ -90,11 +90,12 @@ _AHEAD_OF_STATE = f"""
 
 
 def end_run(write: SessionWrite, run: RunWrite, end: RunEnd) -> None:
-    row = write.execute(
-        _END_RUN,
-        (end.outcome, end.error and clean(end.error), end.duration_ms, run.checkpoint_id)
-        + (run.run_id, run.session_id),
-    ).fetchone()
+    outcome = (end.outcome, end.error and clean(end.error), end.duration_ms, run.checkpoint_id)
+    values = (*outcome, run.run_id, run.session_id)
+    if not end.cut_off and end.outcome != "error":
+        write.execute(_END_RUN, values)
+        return
+    row = write.execute(f"{_END_RUN} RETURNING seq", values).fetchone()
     if row is None:
         return
     if end.cut_off:
@@ -108,7 +109,7 @@ _MODEL_CALLS = "FROM model_calls WHERE session_id = runs.session_id AND seq > ru
 _END_RUN = f"""
     UPDATE runs SET outcome = ?, error = ?, duration_ms = ?, checkpoint_id = ?,
     (input_tokens, output_tokens, cost) = (SELECT SUM(input_tokens), SUM(output_tokens), SUM(cost) {_MODEL_CALLS})
-    WHERE id = ? AND session_id = ? AND duration_ms IS NULL RETURNING seq
+    WHERE id = ? AND session_id = ? AND duration_ms IS NULL
 """
 
 

@@ -48,21 +48,27 @@ def start(write: SessionWrite, run: RunWrite, call: ToolStart, now: datetime) ->
         same = [request for request in requests if any(to_json(one.get("args")) == arguments for one in request.calls)]
         request_id = next((request.message_id for request in (*same, *requests)), None)
     request_id = request_id and run.record.aliases.get(request_id, request_id)
+    is_first = not executions.get(call_id)  # as far as this run knows
     executions[call_id] = executions.get(call_id, frozenset()) | {call.execution_id}
     seq, process = counters.next_seq(), this_process() if run.run_id is None else None
-    started = write.execute(
-        _START,
-        (session_id, seq, run.run_id, call.execution_id, call_id, name, arguments, request_id)
-        + (call.checkpoint_ns, call.node, flags, to_text(now), process, session_id, call_id, request_id),
-    ).fetchone()
-    if started is None:  # another recorder has recorded it
-        return
+    row = (
+        *(session_id, seq, run.run_id, call.execution_id, call_id, name, arguments, request_id),
+        *(call.checkpoint_ns, call.node, flags, to_text(now), process, session_id, call_id, request_id),
+    )
+    if is_first and write.raw.is_optimistic:
+        write.execute(_START_FIRST, row)
+        attempt = 1
+    else:
+        started = write.execute(_START, row).fetchone()
+        if started is None:  # another recorder has recorded it
+            return
+        (attempt,) = started
     counters.tool_calls += 1
     if request_id is None:
         write.state.calls_without_request = True
-    if started[0] > 1:
+    if attempt > 1:
         requests = [each for each in _requests(write, session_id, call_id) if each.message_id == request_id]
-        if started[0] > sum(len(request.calls) for request in requests):
+        if attempt > sum(len(request.calls) for request in requests):
             write.execute(
                 "UPDATE tool_calls SET status = 'interrupted'"
                 " WHERE session_id = ? AND tool_call_id = ? AND message_id IS ? AND checkpoint_ns = ?"
@@ -71,28 +77,33 @@ def start(write: SessionWrite, run: RunWrite, call: ToolStart, now: datetime) ->
             )
 
 
-_START = """
+_INSERT_START = """
     INSERT INTO tool_calls (session_id, seq, run_id, execution_id, tool_call_id, name, arguments, status,
     message_id, checkpoint_ns, node, flags, started_at, process, attempt)
     VALUES (?, ?, ?, ?, ?, ?, ?, 'running', ?, ?, ?, ?, ?, ?,
-    (SELECT COALESCE(MAX(attempt), 0) + 1 FROM tool_calls
-    WHERE session_id = ? AND tool_call_id = ? AND message_id IS ?))
-    ON CONFLICT (session_id, execution_id) DO NOTHING RETURNING attempt
+    (SELECT {attempt} FROM tool_calls WHERE session_id = ? AND tool_call_id = ? AND message_id IS ?))
 """
+_START = (
+    _INSERT_START.format(attempt="COALESCE(MAX(attempt), 0) + 1")
+    + " ON CONFLICT (session_id, execution_id) DO NOTHING RETURNING attempt"
+)
+_START_FIRST = _INSERT_START.format(attempt="CASE WHEN COUNT(*) = 0 THEN 1 END")  # NULL is an error, as is a conflict
 
 
 def end(write: SessionWrite, run: RunWrite, call: ToolEnd) -> None:
     outcome = (to_json(call.result), to_json(call.artifact), call.error and clean(call.error))
     own = (run.session_id, call.execution_id)
-    has_changed = write.execute(
+    ended = write.execute(
         "UPDATE tool_calls SET status = ?, result = ?, artifact = ?, error = ?, duration_ms = ?, process = NULL"
         " WHERE session_id = ? AND execution_id = ? AND status IN ('running', 'interrupted')",  # else it has ended
         (call.status, *outcome, call.duration_ms, *own),
-    ).rowcount
-    if has_changed and (flags := flags_of(call.flags, *outcome)) is not None:
-        write.execute(_ADD_FLAGS, (flags, *own))
-    if has_changed and call.status == "error":
-        write.counters.count_error()
+    )
+    flags, failed = flags_of(call.flags, *outcome), call.status == "error"
+    if (flags is not None or failed) and ended.rowcount:
+        if flags is not None:
+            write.execute(_ADD_FLAGS, (flags, *own))
+        if failed:
+            write.counters.count_error()
     store_files(write, run.session_id, call.files)
 
 
@@ -162,16 +173,19 @@ def add_answered(write: SessionWrite, run: RunWrite, message: MessageEntry) -> N
             return
     elif len(executions) >= len(answers):
         return
-    executed = {request_id: _Executed(*rest) for request_id, *rest in write.query(_EXECUTED, (session_id, call_id))}
-    requests = _requests(write, session_id, call_id)
-    known = {request.message_id for request in requests}
-    answered_at = counters.rows.get(message.message_id, 0)
-    requests = [request for request in requests if request.seq < answered_at] or requests
-    request = _open_request(write, session_id, requests, executed, message.checkpoint_ns)
-    if request is None and (requests or executed):
-        return
-    if request and any(each.last_seq > request.seq for of, each in executed.items() if of not in known):
-        return  # the requesting message has another id by now
+    executed: dict[str | None, _Executed] = {}
+    request = None if message.refused else _expected_request(write, session_id, call_id, message)
+    if request is None:
+        executed = {request_id: _Executed(*rest) for request_id, *rest in write.query(_EXECUTED, (session_id, call_id))}
+        requests = _requests(write, session_id, call_id)
+        known = {request.message_id for request in requests}
+        answered_at = counters.rows.get(message.message_id, 0)
+        requests = [request for request in requests if request.seq < answered_at] or requests
+        request = _open_request(write, session_id, requests, executed, message.checkpoint_ns)
+        if request is None and (requests or executed):
+            return
+        if request and any(each.last_seq > request.seq for of, each in executed.items() if of not in known):
+            return  # the requesting message has another id by now
     done = executed.get(request and request.message_id, _NOT_EXECUTED)
     call: dict[str, Any] = request.calls[done.times] if request else {}
     failed = message.tool_error and not is_refused
@@ -188,6 +202,26 @@ def add_answered(write: SessionWrite, run: RunWrite, message: MessageEntry) -> N
         write.state.calls_without_request = True
     if failed:
         counters.count_error()
+
+
+def _expected_request(write: SessionWrite, session_id: str, call_id: str, message: MessageEntry) -> _Request | None:
+    """The only request of a call that was not executed, by what is known. It is an error if that is not so."""
+    if not write.raw.is_optimistic:
+        return None
+    id_text, found = to_json(call_id) or "", list[_Request]()
+    for row in (rows[-1] for rows in write.state.message_rows.values() if rows):
+        if row.tool_calls is not None and id_text in row.tool_calls:
+            calls = [call for call in json.loads(row.tool_calls) if call.get("id") == call_id]
+            found += [_Request(row.message_id, calls, row.seq, row.checkpoint_ns)] if calls else []
+    if len(found) != 1 or len(found[0].calls) > 1 or found[0].seq >= write.counters.rows.get(message.message_id, 0):
+        return None
+    write.query(_EXPECT_NOT_EXECUTED, (session_id, call_id))
+    write.query(_EXPECT_NO_OTHER_REQUEST, (session_id, id_text, found[0].message_id))
+    return found[0]
+
+
+_EXPECT_NOT_EXECUTED = "SELECT expect_no_row(COUNT(*)) FROM tool_calls WHERE session_id = ? AND tool_call_id = ?"
+_EXPECT_NO_OTHER_REQUEST = f"SELECT expect_no_row(COUNT(*)) FROM ({_REQUESTS}) AS others WHERE message_id <> ?"
 
 
 def set_artifact(write: SessionWrite, run: RunWrite, message: MessageEntry) -> None:
@@ -353,15 +387,21 @@ def add_implied_model_call(write: SessionWrite, run: RunWrite, call: ModelCallEn
         return
     recent = max(0, write.counters.last_seq - _NEARBY)
     values = (call.message_id, run.session_id, recent, *tokens)
-    if not write.execute(_SET_ANSWER, values).rowcount:
-        _insert_model_call(write, run, call._replace(flags=(*call.flags, REPORTED)), now)
+    if write.raw.is_optimistic:
+        write.query(_EXPECT_NO_CALL, values)  # a row is an error, after which this is repeated
+    elif write.execute(_SET_ANSWER, values).rowcount:
+        return
+    _insert_model_call(write, run, call._replace(flags=(*call.flags, REPORTED)), now)
 
 
-_SET_ANSWER = """
+_ANSWERED = """
+    model_calls WHERE session_id = ?2 AND seq > ?3 AND (message_id = ?1
+    OR (message_id IS NULL AND error IS NULL AND input_tokens IS ?4 AND output_tokens IS ?5))
+"""
+_EXPECT_NO_CALL = f"SELECT expect_no_row(COUNT(*)) FROM {_ANSWERED}"
+_SET_ANSWER = f"""
     UPDATE model_calls SET message_id = ?1 WHERE session_id = ?2 AND seq = (
-        SELECT seq FROM model_calls WHERE session_id = ?2 AND seq > ?3 AND (message_id = ?1
-        OR (message_id IS NULL AND error IS NULL AND input_tokens IS ?4 AND output_tokens IS ?5))
-        ORDER BY message_id = ?1 DESC, seq LIMIT 1
+        SELECT seq FROM {_ANSWERED} ORDER BY message_id = ?1 DESC, seq LIMIT 1
     )
 """
 _DELETE_IMPLIED = """

@@ -18,7 +18,7 @@ from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.record import runs
 from session_middleware.storage.sql.run_write import RunWrite
-from session_middleware.storage.sql.session_state import SessionState, SessionWrite
+from session_middleware.storage.sql.session_state import SessionState, SessionWrite, end_writes
 from session_middleware.storage.sql.sessions import (
     endings,
     events,
@@ -91,6 +91,7 @@ class Admitting:
         self.connection, self.run, self.context, self.rules = connection, run, context, rules
         self.session_id, self.identity, self.lease = context.session_id, context.identity, context.lease
         self.now = context.at or rules.clock()
+        self.opened: SessionState | None = None  # of the session that this admission has opened
 
     def authorize(self) -> SessionInfo | None:
         """Check the caller, and decide the admission if it is not decided. ``None``: the run starts with no session."""
@@ -107,6 +108,14 @@ class Admitting:
         self.is_exposed = self._is_exposed(session)
         state = self.run.state
         return None if state.admission == "fresh" and not state.admitted else session
+
+    def prefetch(self, *, opens: bool | None) -> None:
+        """Announce the statements of the admission. `opens`: those that open a session; ``None``: no session is new."""
+        tombstones.prefetch_revoked(self.connection, self.identity.user_id)
+        self.connection.prefetch(session_rows.WITH_VERSION, (self.session_id,))
+        if opens is not None:
+            tombstones.prefetch(self.connection, self.session_id, opens=opens)
+            self.connection.prefetch(latest_checkpoint.ANY_EVENT, (self.session_id,))
 
     def _find(self) -> tuple[SessionInfo | None, int]:
         """The session and its version."""
@@ -211,7 +220,10 @@ class Admitting:
 
     def _admit_first(self, known: SessionState | None) -> tuple[bool, bool]:
         """Returns whether `known` is still current, and whether activity is to be recorded."""
-        session, version = self._known(known) or self._find()
+        found = self._known(known)
+        if found is None and self.connection.is_optimistic:
+            self.prefetch(opens=True if known is None else None)
+        session, version = found or self._find()
         if session is not None:
             lifecycle.check_access(session, self.identity, self.rules.settings.access)
         if self.run.state.admission is None:
@@ -225,11 +237,11 @@ class Admitting:
             raise errors.LeaseLost(self.session_id, number=number)
         is_known = is_active = False
         if session is None:
-            session = self._open()
+            self._change(incarnation=self._open())
         else:
             is_known = known is not None and (session.home, version) == (known.home, known.version)
             session, is_known, is_active = self._enter(session, is_known=is_known)
-        self._change(incarnation=session.incarnation)
+            self._change(incarnation=session.incarnation)
         return is_known, is_active
 
     def _known(self, known: SessionState | None) -> tuple[SessionInfo, int] | None:
@@ -297,24 +309,38 @@ class Admitting:
         """Open an empty session under the id of an expired one, with its owner, title and own settings."""
         renamed = endings.rename_expired(self.connection, session, self.rules, self.now)
         self._open(session if session.user_id is not None else self.identity, renamed)
+        self._end_opening()
         session_rows.inherit_details(self.connection, renamed, session.id, is_fork=False)
         session_rows.write_expiry(self.connection, session.id, self.rules)
         return session_rows.get(self.connection, session.id)
 
-    def _open(self, owner: Identity | SessionInfo | None = None, renamed: str | None = None) -> SessionInfo:
-        """Insert a session for the caller or another owner. `renamed`: the new id of the one that had this id."""
+    def _open(self, owner: Identity | SessionInfo | None = None, renamed: str | None = None) -> int:
+        """Insert a session for the caller or another owner, and return its incarnation.
+
+        `renamed`: the new id of the session that had this id.
+        """
         owner, connection, session_id = owner or self.identity, self.connection, self.session_id
         latest_checkpoint.check_new(connection, session_id, self.rules.path)
         endings.make_room(connection, owner.user_id, self.rules, self.now)
         incarnation = tombstones.next_incarnation(connection, session_id)
         renamed = renamed or endings.rename_archived(connection, session_id)
-        values = (session_id, new_home(), session_id, owner.user_id, owner.group_id, incarnation)
-        connection.execute(_OPEN, (*values, *[to_text(self.now)] * 3))
-        reason, detail = (None, {}) if renamed is None else ("fresh", {"renamed": renamed})
-        events.append(connection, session_id, "opened", reason, detail, self.now, run_id=self.context.run_id)
-        deny_early(connection, session_id, self.rules, self.now)
-        session_rows.touch(connection, session_id, self.rules, self.now)
-        return session_rows.get(connection, session_id)
+        home, now = new_home(), to_text(self.now)
+        values = (session_id, home, session_id, owner.user_id, owner.group_id, incarnation, now, now, now)
+        connection.execute(_OPEN, (*values, session_rows.expiry_without_own_terms(self.rules, self.now)))
+        self.opened = SessionState.opened(session_id, home, now)
+        write = SessionWrite(connection, self.opened)
+        connection.unfinished.append(write)
+        reason, detail = (None, None) if renamed is None else ("fresh", {"renamed": renamed})
+        events.insert(write, "opened", self.now, run_id=self.context.run_id, reason=reason, detail=detail)
+        if session_id in self.rules.early_denials:
+            self._end_opening()
+            deny_early(connection, session_id, self.rules, self.now)
+        return incarnation
+
+    def _end_opening(self) -> None:
+        """Write what was collected of the opened session, whose state is then to be read."""
+        end_writes(self.connection)
+        self.opened = None
 
 
 _CURRENT = """
@@ -329,7 +355,7 @@ _REVIVE = """
 """
 _OPEN = """
     INSERT INTO sessions (id, home, family_id, user_id, group_id, incarnation, opened_as, reason,
-    created_at, active_since, last_active_at) VALUES (?, ?, ?, ?, ?, ?, 'opened', 'opened', ?, ?, ?)
+    created_at, active_since, last_active_at, expires_at) VALUES (?, ?, ?, ?, ?, ?, 'opened', 'opened', ?, ?, ?, ?)
 """
 
 

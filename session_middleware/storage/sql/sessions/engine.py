@@ -267,7 +267,7 @@ class SessionOperations(Operations):
             connection.decisions[context] = run
             return True
 
-        return context if self._database.write(acquire, durable=False) else None
+        return context if self._database.write(acquire, of=context.session_id, durable=False) else None
 
     def collect_garbage(self) -> int:
         expired = self._database.write(lambda connection: items.sweep(connection, self._now()))

@@ -62,11 +62,20 @@ def append_all(
         announce(connection, session_id, kind, reason, detail, now, seq=seqs[session_id])
 
 
-def insert(write: SessionWrite, kind: str, now: datetime, *, run_id: str | None) -> None:
+def insert(
+    write: SessionWrite,
+    kind: str,
+    now: datetime,
+    *,
+    run_id: str | None,
+    reason: str | None = None,
+    detail: dict[str, Any] | None = None,
+) -> None:
     """As `append`, with the other rows of an operation."""
     session_id, seq = write.state.session_id, write.counters.next_seq()
-    write.insert("events", _COLUMNS, [(session_id, seq, run_id, kind, None, "{}", to_text(now))])
-    announce(write.raw, session_id, kind, None, {}, now, run_id=run_id, seq=seq)
+    text = to_json(detail) if detail else "{}"
+    write.insert("events", _COLUMNS, [(session_id, seq, run_id, kind, reason, text, to_text(now))])
+    announce(write.raw, session_id, kind, reason, detail or {}, now, run_id=run_id, seq=seq)
 
 
 def has_entered(connection: Connection, session_id: str, run_ids: Collection[str]) -> bool:

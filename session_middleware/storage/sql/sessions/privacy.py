@@ -34,7 +34,7 @@ def revoke(connection: Connection, user_id: str, rules: EngineContext, *, reason
     return ended
 
 
-# A run in progress checks whether its user was revoked when its session has another version.
+# A run in progress checks its user and its lease when its session has another version.
 _THEIRS_CHANGED = """
     UPDATE sessions SET version = version + 1
     WHERE user_id = ? OR id IN (SELECT session_id FROM leases WHERE user_id = ?)
@@ -53,6 +53,7 @@ def forget(connection: Connection, user_id: str, rules: EngineContext, *, dry_ru
     deleted = endings.delete(connection, theirs, rules, action="forgotten")
     traces = sum(connection.execute(erase, (user_id,)).rowcount for erase in _TRACES)
     ids = json.dumps([*theirs, *gone])
+    connection.execute(_THEIRS_CHANGED, (user_id, user_id))
     connection.execute(_DELETE_LEASES, (user_id, ids))
     for session_id in {*theirs, *gone}:
         connection.execute("DELETE FROM tombstones WHERE id = ?", (hashed(session_id),))

@@ -30,9 +30,12 @@ def find(connection: Connection, session_id: str) -> SessionInfo | None:
     return None if row is None else value_of(SessionInfo, cursor, row)
 
 
+WITH_VERSION = "SELECT version, sessions.* FROM sessions WHERE id = ?"
+
+
 def find_with_version(connection: Connection, session_id: str, rules: EngineContext) -> tuple[SessionInfo | None, int]:
     """As `find`, with the session's version. A row that is the same as at the last call is not parsed again."""
-    cursor = connection.execute("SELECT version, sessions.* FROM sessions WHERE id = ?", (session_id,))
+    cursor = connection.execute(WITH_VERSION, (session_id,))
     row, known = cursor.fetchone(), rules.parsed.get(session_id)
     if row is None:
         return None, 0
@@ -161,6 +164,12 @@ def touch_with(write: SessionWrite, rules: EngineContext, now: datetime) -> None
     else:
         timeout = rules.settings.idle_timeout
         write.touch(to_text(now), None if timeout is None else to_text(now + timeout))
+
+
+def expiry_without_own_terms(rules: EngineContext, now: datetime) -> str | None:
+    """The expiry of a session that is opened now, as `write_expiry` stores it."""
+    timeouts = [each for each in (rules.settings.idle_timeout, rules.settings.max_age) if each is not None]
+    return to_text(now + min(timeouts)) if timeouts else None
 
 
 def write_expiry(connection: Connection, session_id: str, rules: EngineContext) -> None:

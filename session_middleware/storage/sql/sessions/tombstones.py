@@ -39,19 +39,30 @@ _PUT = f"""
 """
 
 
+_FIND = """
+    SELECT action, reason, archive, deleted_at, user_id, on_resume, digest
+    FROM tombstones WHERE id IN (?, ?) ORDER BY deleted_at DESC LIMIT 1
+"""
+_LAST_INCARNATION = "SELECT MAX(incarnation) FROM tombstones WHERE id IN (?, ?)"
+
+
 def find(connection: Connection, session_id: str) -> TombstoneInfo | None:
-    row = connection.execute(
-        "SELECT action, reason, archive, deleted_at, user_id, on_resume, digest"
-        " FROM tombstones WHERE id IN (?, ?) ORDER BY deleted_at DESC LIMIT 1",
-        (session_id, hashed(session_id)),
-    ).fetchone()
+    row = connection.execute(_FIND, (session_id, hashed(session_id))).fetchone()
     return None if row is None else TombstoneInfo(session_id, *row)._replace(deleted_at=from_text(row[3]))
 
 
 def next_incarnation(connection: Connection, session_id: str) -> int:
     ids = (session_id, hashed(session_id))
-    row = connection.execute("SELECT MAX(incarnation) FROM tombstones WHERE id IN (?, ?)", ids).fetchone()
+    row = connection.execute(_LAST_INCARNATION, ids).fetchone()
     return 1 + int(row[0] or 0)
+
+
+def prefetch(connection: Connection, session_id: str, *, opens: bool) -> None:
+    """Announce the statement of `find`, and with `opens` that of `next_incarnation`."""
+    ids = (session_id, hashed(session_id))
+    connection.prefetch(_FIND, ids)
+    if opens:
+        connection.prefetch(_LAST_INCARNATION, ids)
 
 
 def put(
@@ -116,9 +127,17 @@ def hash_of(user_id: str | None) -> str | None:
     return None if user_id is None else hashed(user_id)
 
 
+_FIND_REVOKED = "SELECT 1 FROM revoked WHERE user_hash = ?"
+
+
 def is_revoked(connection: Connection, user_id: str | None) -> bool:
-    row = connection.execute("SELECT 1 FROM revoked WHERE user_hash = ?", (hash_of(user_id),)).fetchone()
-    return row is not None
+    return connection.execute(_FIND_REVOKED, (hash_of(user_id),)).fetchone() is not None
+
+
+def prefetch_revoked(connection: Connection, user_id: str | None) -> None:
+    """Announce the statement of `check_not_revoked`."""
+    if user_id is not None:
+        connection.prefetch(_FIND_REVOKED, (hash_of(user_id),))
 
 
 def check_not_revoked(connection: Connection, session_id: str, user_id: str | None) -> None:
