@@ -79,9 +79,10 @@ class SessionMemory(SessionRecall):
     ) -> int:
         """Delete items of a scope: the one of this key, those that contain every word of `query`, or `all`.
 
-        Words must match as they are written, in any case: "apple" matches no "apples", and "cafe" no "café". Thai, Lao,
-        Khmer and Burmese have no spaces between words, so the query must have a whole phrase, from one space or
-        punctuation mark to the next: "ยา" does not match "ผมยาว". A query of stop words only deletes nothing.
+        Words must match as they are written, in any case: "apple" matches no "apples", "cafe" no "café", and "C" no
+        "C++" or "C#". Thai, Lao, Khmer and Burmese have no spaces between words, so the query must have a whole
+        phrase, from one space or punctuation mark to the next: "ยา" does not match "ผมยาว". A query of stop words only
+        deletes nothing.
 
         Returns how many items were deleted. Recorded messages are deleted by `Session.delete_message`.
 

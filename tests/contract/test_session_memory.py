@@ -296,6 +296,9 @@ def test_items_are_forgotten_by_their_words_or_all_at_once(memory_of: Callable[.
         ("ຢາ", "ຜົມຢາວ", "ແພ້ ຢາ"),
         ("university", "the universe", "The University"),
         ("not allergic", "allergic to nuts", "not allergic to nuts"),
+        ("c++", "he writes C, not C#", "he writes C++, not C#"),
+        ("C", "he writes C++ and C#", "he writes C"),
+        ("apples", "a pear", "pears++apples"),
     ],
 )
 async def test_only_what_holds_the_words_is_forgotten(

@@ -120,6 +120,7 @@ def _unicode() -> _Unicode:
             rf"(?V1)(?P<unspaced>[{_EAST_ASIAN}][{_EAST_ASIAN}\p{{M}}]*)|(?P<korean>\p{{Hangul}}+)"
             rf"|(?P<phrase>[{_SOUTH_EAST_ASIAN}][{_SOUTH_EAST_ASIAN}\p{{M}}]*)"
             rf"|[[\p{{L}}\p{{N}}\p{{M}}]--[{_EAST_ASIAN}{_SOUTH_EAST_ASIAN}\p{{Hangul}}]]+"
+            r"(?:(?:\+\+|\#)(?![\p{L}\p{N}]))?"  # C++ and C# are other words than C
         ),
     )
 
