@@ -38,10 +38,20 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 
 class SessionError(Exception):
     """The base class of all exceptions of this package."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args), vars(self)  # the constructors take facts, and not `args`
+
+
+def _restored(cls: type[SessionError], args: tuple[Any, ...]) -> SessionError:
+    error = cls.__new__(cls)
+    error.args = args
+    return error
 
 
 class SessionNotFound(SessionError, LookupError):

@@ -7,6 +7,7 @@ import copy
 import inspect
 import pickle
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -186,9 +187,27 @@ def test_an_open_database_says_what_to_keep_instead(sessions: Sessions) -> None:
         copy.deepcopy(sessions.attach(agents.chat()))
 
 
+FACTS = {  # of the constructors, by their parameters
+    "namespace": ("user", "alice"),
+    "problems": ["a", "b"],
+    "known": ("a", "b"),
+    "since": datetime(2026, 1, 1, tzinfo=UTC),
+}
+ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, SessionError)]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ERRORS if kind is not SessionError], ids=lambda kind: kind.__name__)
+def test_an_error_reaches_another_process_as_it_was_raised(kind: Any) -> None:
+    needed = [each for each in inspect.signature(kind).parameters.values() if each.default is each.empty]
+    facts = {each.name: FACTS.get(each.name, each.name) for each in needed}
+    error = kind(**facts)
+    error.add_note("in a worker")
+    for read in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert (type(read), str(read), vars(read)) == (kind, str(error), vars(error))
+
+
 def test_every_error_that_is_raised_is_a_public_name() -> None:
-    raised = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, SessionError)}
-    assert raised <= set(session_middleware.__all__)
+    assert {kind.__name__ for kind in ERRORS} <= set(session_middleware.__all__)
     for name in session_middleware.__all__:
         assert getattr(session_middleware, name).__name__ == name
 
