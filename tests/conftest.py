@@ -111,7 +111,7 @@ def open_sessions(request: pytest.FixtureRequest) -> Iterator[OpenSessions]:
         default = "postgres_url" if request.config.getoption("postgres") else "path"
         named = [name for name in ("storage_url", "each_engine") if name in request.fixturenames] or [default]
         where = request.getfixturevalue(named[0])
-        if named[0] == "postgres_url":
+        if str(where).startswith("postgresql"):
             settings.setdefault("archive_path", request.getfixturevalue("tmp_path") / "archives")
     opened: list[Sessions] = []
 

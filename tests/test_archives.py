@@ -244,6 +244,7 @@ def test_forgetting_a_user_leaves_the_archive_that_was_another_sessions_of_the_i
     assert len(said(sessions.restore("t~1"))) == 2
 
 
+@pytest.mark.usefixtures("each_engine")
 def test_archived_sessions_are_listed_in_pages_and_to_their_owner_only(
     open_sessions: OpenSessions, clock: Clock
 ) -> None:

@@ -112,7 +112,7 @@ _ARCHIVED = """
 def list_archived(
     connection: Connection, user_id: str | None, *, limit: int | None, before: tuple[datetime, str] | None
 ) -> list[ArchivedSession]:
-    whose, values = ("1", []) if user_id is None else ("user_id = ?", [user_id])
+    whose, values = ("TRUE", []) if user_id is None else ("user_id = ?", [user_id])
     page = "" if before is None else "AND (deleted_at, id) < (?, ?)"
     values += [] if before is None else [to_text(before[0]), before[1]]
     statement = _ARCHIVED.format(whose=whose, page=page)
