@@ -285,10 +285,12 @@ async def test_any_other_text_is_an_id_like_any(odd: str, sessions: Sessions) ->
     assert [session.id for session in sessions.list()] == ["other"]
 
 
+@pytest.mark.usefixtures("each_engine")
 def test_text_that_no_database_can_hold_is_kept_as_well_as_it_can_be(sessions: Sessions) -> None:
     lone = "a\ud800"
     session = sessions.open("t", title=lone, purpose=lone, tags=[lone], metadata={lone: lone}, context={"k": lone})
     assert (session.title, session.purpose, session.tags) == ("a\ufffd", "a\ufffd", ("a\ufffd",))
+    assert [found.id for found in sessions.list(tags=[lone])] == ["t"]
 
 
 LONE = "look up \ud800"

@@ -283,7 +283,7 @@ def _condition(connection: Connection, where: SessionFilter, rules: EngineContex
     """`where` as a condition, and its parameters."""
     values = moments(rules, rules.clock())
     values["live"] = json.dumps(sorted(leases.live(connection, rules))) if where.status in _BY_STATUS else "[]"
-    values |= {"tags": json.dumps(list(where.tags)), "status": where.status}
+    values |= {"tags": to_json(list(where.tags)), "status": where.status}
     found = ["TRUE" if where.status is None else _BY_STATUS.get(where.status, "status = :status")]
     for name, condition in _CONDITIONS.items():
         if (given := getattr(where, name)) is None or given == ():
