@@ -246,9 +246,9 @@ def test_forgetting_a_user_leaves_the_archive_that_was_another_sessions_of_the_i
 
 @pytest.mark.usefixtures("each_engine")
 def test_archived_sessions_are_listed_in_pages_and_to_their_owner_only(
-    open_sessions: OpenSessions, clock: Clock
+    open_sessions: OpenSessions, clock: Clock, tmp_path: Path
 ) -> None:
-    sessions = open_sessions()
+    sessions = open_sessions(archive_path=tmp_path / "archives")
     for session_id, user_id in (("t1", "alice"), ("t2", "bob"), ("t3", "alice"), ("t4", None)):
         sessions.open(session_id, user_id=user_id, title=f"about {session_id}")
         clock.advance(hours=1)

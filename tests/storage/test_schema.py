@@ -63,7 +63,7 @@ SCANS_BY_DESIGN = (
     "FROM checkpoints WHERE TRUE ORDER BY",  # the saver's list(None)
     "SUM(checkpoint_count), 0) FROM sessions WHERE TRUE",  # the same
     "FROM sessions WHERE TRUE AND checkpoint_count",  # the same, where one is missing
-    "FROM tombstones WHERE archive IS NOT NULL AND 1",  # the archived sessions, by an index of them alone
+    "FROM tombstones WHERE archive IS NOT NULL AND TRUE",  # the archived sessions, by an index of them alone
     "UNION SELECT id FROM sessions WHERE visibility = 'group-write'",  # those that groups write in, by an index of them
     "FROM leases ORDER BY number",  # the runs in progress, of all sessions
     "FROM leases WHERE user_id",  # the same
