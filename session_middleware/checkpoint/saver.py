@@ -44,6 +44,7 @@ from session_middleware.storage.checkpoint_types import (
     WritesPut,
 )
 from session_middleware.storage.executor import StorageExecutor, async_twin
+from session_middleware.storage.jsonable import clean
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import HistoryEntry, MessageEntry
 from session_middleware.storage.run import RunContext
@@ -185,9 +186,13 @@ class SessionSaver(BaseCheckpointSaver[int]):
         if context is not None and self._storage.authorize(context) is None:
             return [], None
         rest = {**(filter or {})}
-        owner = {name: rest.pop(name) for name in ("user_id", "group_id") if name in rest}  # metadata does not have it
+        owner: dict[str, Any] = {
+            name: rest.pop(name) for name in ("user_id", "group_id") if name in rest
+        }  # metadata does not have it
         size = _PAGE if "checkpoint_ns" in configurable else _WIDE_PAGE
-        size = size if limit is None or owner else min(limit, size)
+        size = size if limit is None else min(limit, size)
+        if any(value is not None and (not isinstance(value, str) or clean(value) != value) for value in owner.values()):
+            return [], None  # no session has such an owner
         rows = self._storage.list_checkpoints(
             CheckpointFilter(
                 context.session_id if context else None,
@@ -195,18 +200,14 @@ class SessionSaver(BaseCheckpointSaver[int]):
                 get_checkpoint_id(config) if config else None,
                 get_checkpoint_id(before) if before else None,
                 after,
+                owner,
             ),
             limit=size,
             matches=partial(codec.matches, filter=rest, serde=self.serde) if rest else None,
         )
-        owned = [row for row in rows if not owner or self._is_owned(row, owner)][:limit]
         identity, packed = context.identity if context else Identity(), dict[int, PackedList]()
-        page = [self._tuple(row, identity, packed, is_snapshot=True) for row in owned]
+        page = [self._tuple(row, identity, packed, is_snapshot=True) for row in rows]
         return page, rows[-1].key if len(rows) == size else None
-
-    def _is_owned(self, row: StoredCheckpoint, owner: Mapping[Any, Any]) -> bool:
-        session = self._storage.find_session(row.session_id)
-        return session is not None and all(getattr(session, name) == value for name, value in owner.items())
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]

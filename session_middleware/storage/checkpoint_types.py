@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from session_middleware.storage.record_entries import HistoryEntry, MessageEntry
 from session_middleware.storage.run import RunContext
@@ -91,6 +91,7 @@ class CheckpointFilter(NamedTuple):
     checkpoint_id: str | None = None
     before: str | None = None  # only those older than this one
     after: tuple[str, str, str] | None = None  # the key of the last one on the previous page
+    owner: Mapping[str, Any] = MappingProxyType({})  # the `user_id` and `group_id` of its session, if they are given
 
 
 class StoredHistory(NamedTuple):

@@ -234,6 +234,25 @@ async def test_every_thread_is_listed_whole_where_no_config_is_given(savers: Any
     assert [id_of(one) for one in savers[0].list(None, limit=5)] == sorted(ids, reverse=True)[:5]
 
 
+def test_a_filter_names_the_owner_of_the_listed_sessions(each_engine: str) -> None:
+    with Sessions(each_engine, sweep_interval=None) as sessions:
+        graph = sessions.attach(agents.chat())
+        for thread, owner in (("a", {"user_id": "alice"}), ("b", {"user_id": "bob", "group_id": "team"}), ("c", {})):
+            graph.invoke(human("hi"), sessions.config(thread, **owner))
+
+        def listed(limit: int | None = None, **owner: Any) -> list[str]:
+            found = sessions.checkpointer.list(None, filter=owner, limit=limit)
+            return [each.config["configurable"]["thread_id"] for each in found]
+
+        assert (set(listed()), set(listed(user_id="alice"))) == ({"a", "b", "c"}, {"a"})
+        assert listed(user_id="alice", limit=2) == ["a", "a"]
+        assert set(listed(group_id="team")) == set(listed(user_id="bob", group_id="team")) == {"b"}
+        assert set(listed(user_id=None)) == {"c"}
+        assert len(listed(user_id="bob", source="loop")) < len(listed(user_id="bob"))
+        for other in ("mallory", 5, ["alice"], "a\ud800"):
+            assert listed(user_id=other) == []
+
+
 def test_a_graphs_history_is_the_same_at_every_edge(storage_url: str) -> None:
     with Sessions(storage_url) as sessions:
         graphs = [agents.own_subgraph(checkpointer=saver) for saver in (sessions.checkpointer, InMemorySaver())]

@@ -96,18 +96,22 @@ def checked_blob(kind: str, data: bytes, digest: bytes) -> Blob:
     return blob
 
 
+def statements(home: int, references: Iterable[Any]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """The statements that read the blobs of these references."""
+    wanted = sorted({bytes.fromhex(ref) for ref in references if isinstance(ref, str) and len(ref) == _HEX_LENGTH})
+    for start in range(0, len(wanted), _ROWS):
+        some = wanted[start : start + _ROWS]
+        marks = ", ".join("?" * len(some))
+        yield f"SELECT type, data, digest FROM blobs WHERE home = ? AND digest IN ({marks})", (home, *some)
+
+
 class BlobReader:
     """The blobs that references of one family lead to. Each is read once, by as few statements as possible."""
 
     def __init__(self, connection: Connection, home: int, references: Iterable[Any]) -> None:
-        digests = {bytes.fromhex(ref) for ref in references if isinstance(ref, str) and len(ref) == _HEX_LENGTH}
         self._rows: dict[bytes, tuple[Any, ...]] = {}
-        wanted = sorted(digests)
-        for start in range(0, len(wanted), _ROWS):
-            some = wanted[start : start + _ROWS]
-            marks = ", ".join("?" * len(some))
-            sql = f"SELECT type, data, digest FROM blobs WHERE home = ? AND digest IN ({marks})"
-            self._rows.update({bytes(row[2]): row for row in connection.execute(sql, (home, *some))})
+        for statement in statements(home, references):
+            self._rows.update({bytes(row[2]): row for row in connection.execute(*statement)})
         self._checked: dict[str, Blob] = {}
 
     def blob(self, reference: Any) -> Blob | None:

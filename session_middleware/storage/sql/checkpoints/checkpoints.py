@@ -36,6 +36,7 @@ from session_middleware.storage.sql.checkpoints.blobs import (
     refer,
 )
 from session_middleware.storage.sql.checkpoints.lists import ValueReader, put_list
+from session_middleware.storage.sql.checkpoints.lists import prefetch as prefetch_values
 from session_middleware.storage.sql.checkpoints.rows import (
     AT,
     HOME,
@@ -206,7 +207,7 @@ def list_(
     matches: Callable[[Blob], bool] | None,
     path: str,
 ) -> list[StoredCheckpoint]:
-    session_id, checkpoint_ns, checkpoint_id, before, after = where
+    session_id, checkpoint_ns, checkpoint_id, before, after, owner = where
     bound = None if before is None else _position(connection, session_id, checkpoint_ns, before)
     last = None if after is None else (_position(connection, *after), *after[:2])
     conditions, values = ["TRUE"], []
@@ -222,6 +223,9 @@ def list_(
         if value is not None:
             conditions.append(condition)
             values.append(value)
+    for column, value in owner.items():
+        conditions.append(f"EXISTS (SELECT 1 FROM sessions WHERE id = session_id AND {column} IS ?)")
+        values.append(value)
     if last is not None:
         conditions.append("(position < ? OR (session_id, checkpoint_ns) > (?, ?))")
         values += last
@@ -257,7 +261,9 @@ def _check_listed(connection: Connection, where: CheckpointFilter, passed: int |
     session_id, checkpoint_ns, checkpoint_id, *_ = where
     if checkpoint_ns or (passed is None and (session_id is None or checkpoint_ns is None)):
         return
-    own, values = ("TRUE", []) if session_id is None else ("id = ?", [session_id])
+    own, values = " AND ".join(["TRUE", *(f"{column} IS ?" for column in where.owner)]), [*where.owner.values()]
+    if session_id is not None:
+        own, values = f"{own} AND id = ?", [*values, session_id]
     if passed is not None:
         counted = "SELECT COALESCE(SUM(checkpoint_count), 0) FROM sessions"
         if connection.execute(f"{counted} WHERE {own}", values).fetchone()[0] == passed:
@@ -302,20 +308,23 @@ def _with_values(
 ) -> list[StoredCheckpoint]:
     """Join checked rows with their values. Each blob and list is read once, and no list in `have`."""
     writes = writes_of(connection, rows, path)
-    readers: dict[int, ValueReader] = {}
-    for home in {row.home for row in rows}:
-        own = [row for row in rows if row.home == home]
-        refs = [ref for row in own for ref in references_in(row)]
-        written = [ref for row in own for write in writes[row.key] for ref in references_in(write)]
-        readers[home] = ValueReader(connection, home, refs, written, have)
+    references: dict[int, tuple[list[Any], list[Any]]] = defaultdict(lambda: ([], []))
+    for row in rows:
+        refs, written = references[row.home]
+        refs += references_in(row)
+        written += [ref for write in writes[row.key] for ref in references_in(write)]
+    if len(rows) > 1:
+        for home, referred in references.items():
+            prefetch_values(connection, home, *referred)
+    readers = {home: ValueReader(connection, home, *referred, have) for home, referred in references.items()}
     stored = []
     for row in rows:
         reader = readers[row.home]
         with damage_context(path, row.key):
             values = {name: reader.value(ref) for name, ref in row.refs.items()}
-            written = [stored_write(write, reader) for write in writes[row.key]]
+            own = [stored_write(write, reader) for write in writes[row.key]]
         body = Blob(row.type, row.body)
-        stored.append(StoredCheckpoint(*row.key, row.parent_id, body, row.channels, values, written))
+        stored.append(StoredCheckpoint(*row.key, row.parent_id, body, row.channels, values, own))
     return stored
 
 
@@ -329,9 +338,13 @@ def writes_of(connection: Connection, rows: Sequence[Row], path: str) -> dict[Ke
     ids: dict[tuple[int, str, str], list[str]] = defaultdict(list)
     for row in rows:
         ids[row.home, row.session_id, row.checkpoint_ns].append(row.checkpoint_id)
-    for namespace, some in ids.items():
-        for latest, count, *values in connection.execute(_WRITES, (*namespace, min(some), max(some), namespace[1])):
-            heads[namespace[1:]] = latest, count
+    ranges = [(*namespace, min(some), max(some), namespace[1]) for namespace, some in ids.items()]
+    if len(ranges) > 1:
+        for each in ranges:
+            connection.prefetch(_WRITES, each)
+    for each in ranges:
+        for latest, count, *values in connection.execute(_WRITES, each):
+            heads[each[1:3]] = latest, count
             key = tuple(values[1:4])
             if key in found:
                 found[key].append(WriteRow(*values))

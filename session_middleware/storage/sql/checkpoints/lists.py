@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from session_middleware.storage.checkpoint_types import Blob, Chunk, ListPut, ListRef, StaleParent, StoredList
 from session_middleware.storage.sql.checkpoints.blobs import BlobReader, CorruptRow, checked_blob, digest_of, put_blobs
+from session_middleware.storage.sql.checkpoints.blobs import statements as blob_statements
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.session_state import SessionWrite
 
@@ -189,10 +190,7 @@ class ValueReader(BlobReader):
     ) -> None:
         super().__init__(connection, home, [*references, *written])
         self._have = have
-        lengths: dict[int, int] = {}
-        for ref in references:
-            if isinstance(ref, list) and tuple(ref) not in have:
-                lengths[ref[0]] = max(lengths.get(ref[0], 0), ref[1])
+        lengths = _lengths(references, have)
         self._lists = {list_id: _read(connection, home, list_id, length) for list_id, length in lengths.items()}
 
     def value(self, reference: Any) -> Blob | StoredList | None:
@@ -212,15 +210,34 @@ class ValueReader(BlobReader):
         return StoredList(ref, found)
 
 
+def prefetch(connection: Connection, home: int, references: Sequence[Any], written: Sequence[Any]) -> None:
+    """Announce the statements of a `ValueReader`."""
+    for statement in blob_statements(home, [*references, *written]):
+        connection.prefetch(*statement)
+    for list_id, length in _lengths(references, ()).items():
+        connection.prefetch(_CHUNKS, (list_id, length, home, home, home))
+
+
+def _lengths(references: Sequence[Any], have: Container[ListRef]) -> dict[int, int]:
+    """The greatest length of each list that is read."""
+    lengths: dict[int, int] = {}
+    for ref in references:
+        if isinstance(ref, list) and tuple(ref) not in have:
+            lengths[ref[0]] = max(lengths.get(ref[0], 0), ref[1])
+    return lengths
+
+
+_CHUNKS = (
+    f"{_CHAIN} SELECT position, {_COUNT}, COALESCE(list_items.type, blobs.type),"
+    f" COALESCE(list_items.data, blobs.data), list_items.digest {_ITEMS}"
+    " LEFT JOIN blobs ON blobs.home = ? AND blobs.digest = list_items.digest AND list_items.data IS NULL"
+    " ORDER BY position"
+)
+
+
 def _read(connection: Connection, home: int, list_id: int, length: int) -> tuple[list[Chunk], list[int], list[int]]:
     """The chunks of a list before the first damaged one; the number of elements and the check up to each."""
-    rows = connection.execute(
-        f"{_CHAIN} SELECT position, {_COUNT}, COALESCE(list_items.type, blobs.type),"
-        f" COALESCE(list_items.data, blobs.data), list_items.digest {_ITEMS}"
-        " LEFT JOIN blobs ON blobs.home = ? AND blobs.digest = list_items.digest AND list_items.data IS NULL"
-        " ORDER BY position",
-        (list_id, length, home, home, home),
-    ).fetchall()
+    rows = connection.execute(_CHUNKS, (list_id, length, home, home, home)).fetchall()
     chunks: list[Chunk] = []
     ends, checks, end, check = [0], [0], 0, 0
     with suppress(CorruptRow, TypeError):
