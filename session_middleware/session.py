@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from copy import deepcopy
 from datetime import datetime, timedelta
@@ -354,16 +353,17 @@ class Session(SessionInfo):
 
     def stats(self) -> Stats:
         """The session in numbers, as of now."""
-        runs, calls, messages = self.runs(), self.tool_calls(), self.messages()
-        info, size = self._authorized.check(reading=True), self._storage.measure_session(self.id)
+        self._sessions.recorder.drain(self.id)
+        size = self._sessions._storage.measure_session(self.id)
+        info = self._authorized.check(reading=True)
         stored: dict[str, Any] = {name: value for name, value in info if name in Stats.model_fields}
         return Stats(
             **stored,
-            tools=dict(Counter(call.name for call in calls)),
-            duration=timedelta(milliseconds=sum(run.duration_ms or 0 for run in runs)),
+            tools=dict(size.tools),
+            duration=timedelta(milliseconds=size.run_ms),
             checkpoint_count=size.checkpoints,
-            messages_in=sum(message.role == "user" for message in messages),
-            messages_out=sum(message.role == "assistant" for message in messages),
+            messages_in=size.messages.get("user", 0),
+            messages_out=size.messages.get("assistant", 0),
             bytes=size.bytes,
             recorder_faults=self._sessions.recorder.faults,
             hook_faults=self._sessions.hooks.faults,

@@ -68,7 +68,6 @@ class AuthorizedStorage:
     list_records = _reading(Storage.list_records)
     list_timeline = _reading(Storage.list_timeline)
     list_unfinished = _reading(Storage.list_unfinished)
-    measure_session = _reading(Storage.measure_session)
     search_memories = _reading(Storage.search_memories)
 
     copy_session = _writing(Storage.copy_session)

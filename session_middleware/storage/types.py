@@ -73,6 +73,9 @@ class SessionDetails(NamedTuple):
 class SessionSize(NamedTuple):
     checkpoints: int
     bytes: int  # an estimate from the sizes of the rows
+    messages: Mapping[str, int]  # of the current branch, by role
+    tools: Mapping[str, int]  # executions by name, in the order of the first
+    run_ms: float  # the sum of the durations of its runs
 
 
 class DeletionCounts(NamedTuple):

@@ -6,6 +6,8 @@ rows with these keys, so its cost does not depend on the length of the record.
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -57,23 +59,36 @@ def list_timeline(connection: Connection, session_id: str, *, after: int = 0, li
     seqs = [seq for (seq,) in page]
     if not seqs:
         return Page([], [])
-    records: list[Record] = []
-    for table, model, shown in _TABLES:
-        sql = f"SELECT * FROM {table} WHERE session_id = ? AND seq BETWEEN ? AND ? AND {shown}"
-        records += values_of(model, connection.execute(sql, (session_id, seqs[0], seqs[-1])))
+    bounds, records = (session_id, seqs[0], seqs[-1]), list[Record]()
+    statements = {
+        f"SELECT * FROM {table} WHERE session_id = ? AND seq BETWEEN ? AND ? AND {shown}": model
+        for table, model, shown in _TABLES
+    }
+    for sql in statements:
+        connection.prefetch(sql, bounds)
+    runs.prefetch_left_behind(connection, session_id)
+    for sql, model in statements.items():
+        records += values_of(model, connection.execute(sql, bounds))
     records.sort(key=lambda record: record.seq)
     here = {record.id for record in records if isinstance(record, Run)}
-    others: list[Run] = []
-    for run_id in dict.fromkeys(record.run_id for record in records):
-        if run_id is not None and run_id not in here:
-            others += values_of(Run, connection.execute(_RUN, (run_id, session_id)))
+    elsewhere = [
+        run_id
+        for run_id in dict.fromkeys(record.run_id for record in records)
+        if run_id is not None and run_id not in here
+    ]
+    others = values_of(Run, connection.execute(_RUNS, (json.dumps(elsewhere), session_id))) if elsewhere else []
     return Page(with_interruptions(connection, records), with_interruptions(connection, others))
 
 
 def list_unfinished(connection: Connection, session_id: str, *, up_to: int) -> list[Record]:
     found: list[Record] = []
-    for table, (model, condition) in _UNFINISHED.items():
-        sql = f"SELECT * FROM {table} WHERE session_id = ? AND seq <= ? AND {condition}"
+    statements = {
+        f"SELECT * FROM {table} WHERE session_id = ? AND seq <= ? AND {condition}": model
+        for table, (model, condition) in _UNFINISHED.items()
+    }
+    for sql in statements:
+        connection.prefetch(sql, (session_id, up_to))
+    for sql, model in statements.items():
         found += values_of(model, connection.execute(sql, (session_id, up_to)))
     return sorted(found, key=lambda record: record.seq)
 
@@ -86,21 +101,26 @@ def with_interruptions(connection: Connection, records: Sequence[R]) -> list[R]:
     """
     messages = {record.session_id for record in records if isinstance(record, Message)}
     left_behind = {(of, seq) for of in messages for seq in runs.list_left_behind(connection, of)}
+    running = {
+        (record.session_id, record.seq): (getattr(record, "id", record.run_id), record.session_id, record.seq)
+        for record in records
+        if (column := _STATUS.get(type(record))) is not None and getattr(record, column) == "running"
+    }
+    for values in running.values():
+        connection.prefetch(_PROCESS, values)
     found: list[R] = []
     for record in records:
         changes: dict[str, Any] = {}
-        column = _STATUS.get(type(record))
-        if column is not None and getattr(record, column) == "running":
-            run_id = getattr(record, "id", record.run_id)
-            (process,) = connection.execute(_PROCESS, (run_id, record.session_id, record.seq)).fetchone()
-            changes = {column: "interrupted"} if is_gone(process) else {}
+        if (process_of := running.get((record.session_id, record.seq))) is not None:
+            (process,) = connection.execute(_PROCESS, process_of).fetchone()
+            changes = {_STATUS[type(record)]: "interrupted"} if is_gone(process) else {}
         elif left_behind and isinstance(record, Message) and (record.session_id, record.seq) in left_behind:
             changes = {"flags": (*record.flags, ASIDE)}
         found.append(record.model_copy(update=changes) if changes else record)  # type: ignore[arg-type]  # of the same class
     return found
 
 
-_RUN = "SELECT * FROM runs WHERE id = ? AND session_id = ?"
+_RUNS = "SELECT * FROM runs WHERE id IN (SELECT value FROM json_each(?)) AND session_id = ? ORDER BY seq"
 _STATUS: dict[type, str] = {Run: "outcome", ToolCall: "status"}
 _PROCESS = """
     SELECT COALESCE((SELECT process FROM runs WHERE id = ?1 AND session_id = ?2),
@@ -120,6 +140,7 @@ def list_messages(
     all_versions: bool = False,
     branch: str | None = None,
 ) -> list[Message]:
+    runs.prefetch_left_behind(connection, session_id)
     session = connection.execute(_SHAPE, (session_id,)).fetchone()
     if session is None:
         return []
@@ -150,6 +171,17 @@ _SHAPE = """
     OR EXISTS (SELECT 1 FROM branches WHERE session_id = sessions.id)
     FROM sessions WHERE id = ?
 """
+
+
+def count_messages(connection: Connection, session_id: str) -> Counter[str]:
+    """The number of messages of each role that `list_messages` returns, without reading their content."""
+    session = connection.execute(_SHAPE, (session_id,)).fetchone()
+    if session is None:
+        return Counter()
+    if session == (branches.MAIN, 0):
+        sql = "SELECT role, COUNT(*) FROM messages WHERE session_id = ? AND replaced_by IS NULL GROUP BY role"
+        return Counter(dict(connection.execute(sql, (session_id,)).fetchall()))
+    return Counter(dict(rows_of(connection, "message_id, role", session_id, session[0]).fetchall()).values())
 
 
 def rows_of(connection: Connection, fields: str, session_id: str, branch: str) -> Cursor:
@@ -219,11 +251,12 @@ def list_branches(connection: Connection, session_id: str) -> list[Branch]:
 def find_executions(
     connection: Connection, session_id: str, tool_call_ids: Sequence[str]
 ) -> tuple[list[ToolCall], list[Message]]:
-    found: list[ToolCall] = []
-    for call_id in map(clean, tool_call_ids):
-        sql = "SELECT * FROM tool_calls WHERE session_id = ? AND tool_call_id = ?"
-        found += values_of(ToolCall, connection.execute(sql, (session_id, call_id)))
-    found.sort(key=lambda call: call.seq)
+    cursor = connection.execute(
+        "SELECT * FROM tool_calls WHERE session_id = ? AND tool_call_id IN (SELECT value FROM json_each(?))"
+        " ORDER BY seq",
+        (session_id, json.dumps([*map(clean, tool_call_ids)])),
+    )
+    found = values_of(ToolCall, cursor)
     finished = {clean(call.tool_call_id) for call in found if call.status in ("ok", "error")}
     if not finished:
         return found, []

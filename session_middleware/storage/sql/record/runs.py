@@ -51,6 +51,7 @@ def begin_run(write: SessionWrite, run: RunWrite, now: datetime) -> bool:
 
 _BEGUN = ("session_id", "seq", "id", "user_id", "outcome", "started_at", "started_from", "checkpointed", "process")
 _RUNNING = "SELECT session_id, seq, id, process FROM runs WHERE outcome = 'running'"
+_RUNNING_OF = f"{_RUNNING} AND session_id = ?"
 
 
 def interrupt_earlier(write: SessionWrite, run: RunWrite) -> bool:
@@ -62,7 +63,7 @@ def interrupt_earlier(write: SessionWrite, run: RunWrite) -> bool:
     session_id, state = run.session_id, write.state
     if not state.may_have_dead_runs:
         return False
-    running = write.query(f"{_RUNNING} AND session_id = ?", (session_id,)).fetchall()
+    running = write.query(_RUNNING_OF, (session_id,)).fetchall()
     dead = [DeadRun(*each) for *each, process in running if is_gone(process)]
     for each in dead:
         _interrupt(write, each)
@@ -132,9 +133,16 @@ def find_dead(connection: Connection) -> tuple[list[DeadRun], list[tuple[str, in
 
 def list_left_behind(connection: Connection, session_id: str) -> set[int]:
     """Return the seqs of messages of dead runs that the state does not contain, and that are not yet marked so."""
-    running = connection.execute(f"{_RUNNING} AND session_id = ?", (session_id,)).fetchall()
-    dead = [run for *run, process in running if is_gone(process)]
-    return {seq for run in dead for (seq,) in connection.execute(_LEFT_BEHIND, (*run, 0))}
+    running = connection.execute(_RUNNING_OF, (session_id,)).fetchall()
+    dead = [(*run, 0) for *run, process in running if is_gone(process)]
+    for run in dead:
+        connection.prefetch(_LEFT_BEHIND, run)
+    return {seq for run in dead for (seq,) in connection.execute(_LEFT_BEHIND, run)}
+
+
+def prefetch_left_behind(connection: Connection, session_id: str) -> None:
+    """Announce the first statement of `list_left_behind`."""
+    connection.prefetch(_RUNNING_OF, (session_id,))
 
 
 # The messages of a run with a checkpointer after the latest checkpoint. If that has pending writes, the state contains

@@ -26,7 +26,7 @@ from session_middleware.storage.sql.checkpoints import checkpoints
 from session_middleware.storage.sql.connection import CommitThenRaise, Connection
 from session_middleware.storage.sql.memory import items
 from session_middleware.storage.sql.operations import Operations, reading
-from session_middleware.storage.sql.record import runs
+from session_middleware.storage.sql.record import reads, runs
 from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sql.sessions import (
     admission,
@@ -212,9 +212,18 @@ class SessionOperations(Operations):
         return found
 
     def measure_session(self, session_id: str) -> SessionSize:
-        return SessionSize(
-            self._read(checkpoints.count, session_id), self._read(expiry.sizes, [session_id])[session_id]
-        )
+        def measure(connection: Connection) -> SessionSize:
+            tools = connection.execute(_TOOLS, (session_id,))
+            duration = connection.execute("SELECT SUM(duration_ms) FROM runs WHERE session_id = ?", (session_id,))
+            return SessionSize(
+                checkpoints.count(connection, session_id),
+                expiry.sizes(connection, [session_id])[session_id],
+                reads.count_messages(connection, session_id),
+                dict(tools.fetchall()),
+                duration.fetchone()[0] or 0,
+            )
+
+        return self._database.read(measure)
 
     def end_due(
         self, listed: Sequence[SweepResult], *, now: datetime, duty: RunContext | None = None
@@ -306,6 +315,9 @@ class SessionOperations(Operations):
 
     def subscribe(self, kinds: Collection[str], on_events: Callable[[Sequence[Event]], object]) -> None:
         self._database.watch(frozenset(kinds), on_events)
+
+
+_TOOLS = "SELECT name, COUNT(*) FROM tool_calls WHERE session_id = ? GROUP BY name ORDER BY MIN(seq)"
 
 
 def _numbers(given: Sequence[Lease]) -> list[int]:

@@ -131,8 +131,11 @@ def sizes(connection: Connection, session_ids: Sequence[str]) -> dict[str, int]:
     """An estimate of the bytes of each session, with its share of what its family has in common. Reads no blob."""
     wanted = json.dumps(list(session_ids))
     found = dict.fromkeys(session_ids, 0)
-    for select in _SIZES:
-        sql = f"SELECT sessions.id, {select} WHERE sessions.id IN (SELECT value FROM json_each(?)) GROUP BY sessions.id"
+    of = "WHERE sessions.id IN (SELECT value FROM json_each(?)) GROUP BY sessions.id"
+    statements = [f"SELECT sessions.id, {select} {of}" for select in _SIZES]
+    for sql in statements:
+        connection.prefetch(sql, (wanted,))
+    for sql in statements:
         for session_id, count in connection.execute(sql, (wanted,)):
             found[session_id] += int(count or 0)
     return found

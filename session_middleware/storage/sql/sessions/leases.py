@@ -97,8 +97,15 @@ def renew(connection: Connection, numbers: Iterable[int], now: datetime) -> int:
 
 def of(connection: Connection, session_id: str) -> list[LeaseRow]:
     """Those of a session, in the order of their arrival."""
-    rows = connection.execute("SELECT * FROM leases WHERE session_id = ? ORDER BY number", (session_id,))
-    return [LeaseRow(*row) for row in rows]
+    return [LeaseRow(*row) for row in connection.execute(_OF_SESSION, (session_id,))]
+
+
+def prefetch(connection: Connection, session_id: str) -> None:
+    """Announce the statement of `of` and `live_of`."""
+    connection.prefetch(_OF_SESSION, (session_id,))
+
+
+_OF_SESSION = "SELECT * FROM leases WHERE session_id = ? ORDER BY number"
 
 
 def live_of(connection: Connection, session_id: str, rules: EngineContext) -> list[LeaseRow]:

@@ -99,6 +99,7 @@ def get(connection: Connection, session_id: str) -> SessionInfo:
 
 def seen(connection: Connection, session_id: str, rules: EngineContext) -> SessionInfo | None:
     """As `find`, and whether a run is in progress. Raises `StorageError` if only the session's row is missing."""
+    leases.prefetch(connection, session_id)
     session = find(connection, session_id)
     if session is None:
         latest_checkpoint.check_new(connection, session_id, rules.path)
