@@ -122,7 +122,7 @@ class SessionRecall:
         memories = [self._memory(stored, recency=recency, explain=explain) for stored in found]
         if recency:
             memories.sort(key=lambda memory: -(memory.score or 0.0))
-        return Rows(self._with_neighbours(memory, window) for memory in memories[:k])
+        return Rows(self._with_neighbours(memories[:k], window))
 
     def select(
         self,
@@ -200,7 +200,7 @@ class SessionRecall:
         """The texts of the last messages of this session by users and assistants, oldest first."""
         validation.check_count("count", count)
         self._indexer.settle()
-        messages = self._storage.list_messages_around(self._session_id, None, before=count)
+        [messages] = self._storage.list_messages_around([(self._session_id, None)], before=count)
         return [message.text for message in messages if message.role in ("user", "assistant")]
 
     arecall = async_twin(recall)
@@ -262,8 +262,17 @@ class SessionRecall:
             parts=parts if explain and score is not None else None,
         )
 
-    def _with_neighbours(self, memory: Memory, each_way: int) -> Memory:
-        if memory.seq is None or not memory.session_id or each_way < 1:
-            return memory
-        around = self._storage.list_messages_around(memory.session_id, memory.seq, before=each_way, after=each_way)
-        return memory.model_copy(update={"around": tuple(around)})
+    def _with_neighbours(self, memories: Memories, each_way: int) -> Memories:
+        places = [
+            (memory.session_id, memory.seq) for memory in memories if memory.seq is not None and memory.session_id
+        ]
+        if each_way < 1 or not places:
+            return memories
+        read = self._storage.list_messages_around(places, before=each_way, after=each_way)
+        around = dict(zip(places, read, strict=True))
+        return [
+            memory.model_copy(update={"around": tuple(around[place])})
+            if (place := (memory.session_id, memory.seq)) in around
+            else memory
+            for memory in memories
+        ]

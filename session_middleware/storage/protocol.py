@@ -123,7 +123,7 @@ class Storage(Protocol):
     def count_sessions(self, where: SessionFilter) -> int: ...
 
     def measure_session(self, session_id: str) -> SessionSize:
-        """The number of its checkpoints and an estimate of its bytes, without reading its content."""
+        """The numbers of its rows and an estimate of its bytes, without reading its content."""
 
     def update_session(self, session_id: str, details: SessionDetails) -> SessionInfo:
         """Replace the given fields. Metadata, context and client merge at every depth; ``None`` deletes a key."""
@@ -297,10 +297,13 @@ class Storage(Protocol):
         page's last message. ``branch="all"``: of all branches, in order of `seq`.
         """
 
-    def list_messages_around(self, session_id: str, seq: int | None, *, before: int, after: int = 0) -> list[Message]:
-        """The message at `seq` with so many before and after it, in order; ``None``: the last `before` messages.
+    def list_messages_around(
+        self, places: Sequence[tuple[str, int | None]], *, before: int, after: int = 0
+    ) -> list[list[Message]]:
+        """For each session and seq the message with so many before and after it, in order.
 
-        Latest versions on all branches, without outputs of memory tools and answers to interrupts.
+        The seq ``None`` stands for the last `before` messages. Latest versions on all branches, without outputs of
+        memory tools and answers to interrupts.
         """
 
     def find_message(self, session_id: str, message_id: str) -> Message | None:

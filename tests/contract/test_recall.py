@@ -338,9 +338,9 @@ def test_items_and_messages_are_ranked_together(storage: Storage, settle: Callab
 def test_neighbours_come_in_order(storage: Storage) -> None:
     say(storage, "t", "one", "two", "three", "four", "five")
     found = look(storage, "three", "t")[0]
-    around = storage.list_messages_around("t", found.seq or 0, before=1, after=1)
+    [around] = storage.list_messages_around([("t", found.seq)], before=1, after=1)
     assert [message.text for message in around] == ["two", "three", "four"]
-    assert [m.text for m in storage.list_messages_around("t", 2, before=2, after=2)] == ["one", "two", "three"]
+    assert [m.text for m in storage.list_messages_around([("t", 2)], before=2, after=2)[0]] == ["one", "two", "three"]
 
 
 # Bad input

@@ -58,6 +58,8 @@ class NewMessage(NamedTuple):
     created_at: str
     user_id: str | None
     last_seq: int  # of its session
+    number: int | None  # of its session in the index, and how many of its messages are there
+    documents: int | None
 
 
 def blocks_of(number: int) -> range:
@@ -109,7 +111,8 @@ def _by_session(new: Iterable[NewMessage]) -> list[tuple[str, list[NewMessage]]]
 def _read_new(connection: Connection, whose: MessageScope, limit: int, active_since: str) -> list[NewMessage]:
     sql, values = _new(whose, active_since)
     rows = connection.execute(
-        f"SELECT m.session_id, m.seq, m.position, m.name, m.text, m.created_at, s.user_id, s.last_seq {sql}"
+        f"SELECT m.session_id, m.seq, m.position, m.name, m.text, m.created_at, s.user_id, s.last_seq,"
+        f" i.number, i.documents {sql}"
         " ORDER BY s.last_active_at, s.id, m.seq LIMIT ?",
         (*values, limit),
     )
@@ -151,11 +154,9 @@ def read_unindexed(
         new += found
     documents: list[Document] = []
     statistics = Statistics(0, 0, 0)
-    for unknown, (session_id, messages) in enumerate(_by_session(new), _UNKNOWN_SESSION):
-        row = connection.execute(
-            "SELECT number, documents FROM index_sessions WHERE session_id = ?", (session_id,)
-        ).fetchone()
-        number, first = row or (unknown, 0)
+    for unknown, (_, messages) in enumerate(_by_session(new), _UNKNOWN_SESSION):
+        known, first = messages[0].number, messages[0].documents or 0
+        number = unknown if known is None else known
         added = _documents(messages, number, first)
         documents += added
         statistics += _statistics(added, first)

@@ -147,13 +147,22 @@ def get(
     connection: Connection, keys: Sequence[tuple[tuple[str, ...], str]], now: datetime
 ) -> list[StoredMemory | None]:
     sql, time = f"SELECT {_COLUMNS} FROM memories WHERE namespace = ? AND key = ? AND {LIVE}", to_text(now)
-    rows = [connection.execute(sql, (namespace_text(namespace), key, time)).fetchone() for namespace, key in keys]
+    wanted = [(namespace_text(namespace), key, time) for namespace, key in keys]
+    for each in wanted:
+        connection.prefetch(sql, each)
+    rows = [connection.execute(sql, each).fetchone() for each in wanted]
     return [None if row is None else _stored(row) for row in rows]
 
 
-def find(connection: Connection, number: int) -> StoredMemory | None:
-    row = connection.execute(f"SELECT {_COLUMNS} FROM memories WHERE id = ?", (number,)).fetchone()
-    return None if row is None else _stored(row)
+def find(connection: Connection, numbers: Sequence[int]) -> dict[int, StoredMemory]:
+    """Items by number."""
+    if not numbers:
+        return {}
+    rows = connection.execute(
+        f"SELECT {_COLUMNS} FROM memories WHERE id IN (SELECT CAST(value AS INTEGER) FROM json_each(?))",
+        (json.dumps(numbers),),
+    )
+    return {row[-1]: _stored(row) for row in rows}
 
 
 def list_(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -40,14 +40,20 @@ def remove_deleted(connection: Connection, now: datetime) -> None:
 
 
 def list_messages_around(
-    connection: Connection, session_id: str, seq: int | None, *, before: int, after: int = 0
-) -> list[Message]:
+    connection: Connection, places: Sequence[tuple[str, int | None]], *, before: int, after: int = 0
+) -> list[list[Message]]:
+    statements = [statement for place in places for statement in _around(*place, before, after)]
+    for statement in statements:
+        connection.prefetch(*statement)
+    read = [values_of(Message, connection.execute(*statement)) for statement in statements]
+    return [[*first[::-1], *rest] for first, rest in zip(read[::2], read[1::2], strict=True)]
+
+
+def _around(session_id: str, seq: int | None, before: int, after: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
     last, messages = seq or sys.maxsize, f"SELECT * FROM messages WHERE session_id = ? AND {_SPOKEN} AND seq"
     count = before if seq is None else before + 1
-    first = connection.execute(f"{messages} <= ? ORDER BY seq DESC LIMIT ?", (session_id, last, count))
-    found = values_of(Message, first)[::-1]
-    rest = connection.execute(f"{messages} > ? ORDER BY seq LIMIT ?", (session_id, last, after))
-    return [*found, *values_of(Message, rest)]
+    yield f"{messages} <= ? ORDER BY seq DESC LIMIT ?", (session_id, last, count)
+    yield f"{messages} > ? ORDER BY seq LIMIT ?", (session_id, last, after)
 
 
 # With their session

@@ -69,9 +69,21 @@ _OF_SOURCES = """
 _OF_TERM = _OF_SOURCES.replace("p.term >= ? AND p.term < ?", "p.term = ?")
 
 
+_READ, _CONTAINS = f"SELECT p.postings {_OF_TERM}", f"SELECT 1 {_OF_TERM} LIMIT 1"
+
+
+def prefetch(
+    connection: Connection, sources: Sequence[PostingSource], *, read: Iterable[str] = (), contains: Iterable[str] = ()
+) -> None:
+    """Announce the statements of `read` and `contains` for these terms."""
+    for sql, terms in ((_READ, read), (_CONTAINS, contains)):
+        for term in terms:
+            connection.prefetch(sql, (json.dumps(sources), term))
+
+
 def read(connection: Connection, sources: Sequence[PostingSource], term: str) -> Postings:
     """The postings of a term in all of these sources."""
-    rows = connection.execute(f"SELECT p.postings {_OF_TERM}", (json.dumps(sources), term))
+    rows = connection.execute(_READ, (json.dumps(sources), term))
     found = array("q")
     found.frombytes(b"".join([postings for (postings,) in rows]))
     return found
@@ -79,8 +91,7 @@ def read(connection: Connection, sources: Sequence[PostingSource], term: str) ->
 
 def contains(connection: Connection, sources: Sequence[PostingSource], term: str) -> bool:
     """Whether any document of these sources contains the term."""
-    found = connection.execute(f"SELECT 1 {_OF_TERM} LIMIT 1", (json.dumps(sources), term))
-    return found.fetchone() is not None
+    return connection.execute(_CONTAINS, (json.dumps(sources), term)).fetchone() is not None
 
 
 def terms_starting_with(connection: Connection, sources: Sequence[PostingSource], prefix: str, limit: int) -> list[str]:

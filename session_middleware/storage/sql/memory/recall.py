@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import heapq
 import json
-import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple, TypeAlias
 
 from session_middleware.models import from_text, to_text
 from session_middleware.storage.filters import passes
@@ -35,8 +35,13 @@ _FIRST = 4  # times the wanted results are sorted first; more only when the filt
 _COMPLETIONS = 64  # terms that an unfinished word may stand for
 _PAGE = 200  # results; a longer page ranks all documents, however long that takes
 _NEAREST = 500  # vectors that are ranked, and more when more results are wanted
+_MOST_READ = 1_000  # documents that one statement reads
+_SPARE = 4  # documents that are read at once beyond the wanted ones, because some may have been removed
 _LONGEST = 64  # characters of a word in SQL, because SQLite limits a LIKE pattern to 50,000 bytes; `phrase` has all
 VECTOR_WEIGHT = 1.5  # of the cosine, beside the score of the words as a share of the best
+
+
+Stored: TypeAlias = dict[int, StoredMemory]  # by document
 
 
 class _Ranking(NamedTuple):
@@ -66,7 +71,7 @@ def nearest(connection: Connection, query: MemoryQuery, now: datetime) -> list[S
     """The page of all items that pass the filter: by cosine, then the items without a vector."""
     assert query.vector is not None
     total = vectors.cosines(vectors.of_items(connection, query, now), query.vector)
-    found = _best(query, _Ranking(total, {}, total), lambda document: items.find(connection, document ^ ITEM))
+    found = _best(query, _Ranking(total, {}, total), lambda some: _items(connection, some))
     missing = query.offset + query.limit - len(found)
     if missing > 0:
         rest = query._replace(offset=0, limit=missing)
@@ -111,21 +116,22 @@ def find_speakers(connection: Connection, words: Sequence[str], whose: MessageSc
     return {word for word in words for each in query_words(word) if scope.has_speaker(each)}
 
 
-def _best(query: MemoryQuery, ranking: _Ranking, read: Callable[[int], StoredMemory | None]) -> list[StoredMemory]:
+def _best(query: MemoryQuery, ranking: _Ranking, read: Callable[[Sequence[int]], Stored]) -> list[StoredMemory]:
     """The results up to the end of the page."""
     found: list[StoredMemory] = []
     wanted = query.offset + query.limit
-    for document in _best_first(ranking.total, _FIRST * wanted):
-        if len(found) >= wanted:
-            break
-        memory = read(document)
-        if memory is None or (query.since is not None and memory.created_at < query.since):
-            continue
-        is_wanted = memory.seq is None or query.roles is None or memory.value["role"] in query.roles
-        if is_wanted and passes(memory.value, query.filter):
-            words, vector = ranking.words.get(document), ranking.vectors.get(document)
-            found.append(memory._replace(score=ranking.total[document], words=words, vector=vector))
-    return found
+    documents, size = _best_first(ranking.total, _FIRST * wanted), wanted + _SPARE
+    while len(found) < wanted and (some := list(islice(documents, min(size, _MOST_READ)))):
+        stored, size = read(some), 2 * size
+        for document in some:
+            memory = stored.get(document)
+            if memory is None or (query.since is not None and memory.created_at < query.since):
+                continue
+            is_wanted = memory.seq is None or query.roles is None or memory.value["role"] in query.roles
+            if is_wanted and passes(memory.value, query.filter):
+                words, vector = ranking.words.get(document), ranking.vectors.get(document)
+                found.append(memory._replace(score=ranking.total[document], words=words, vector=vector))
+    return found[:wanted]
 
 
 def _best_first(total: Scores, first: int) -> Iterator[int]:
@@ -175,12 +181,19 @@ class _Scope:
     def rank(self, wanted: int | None) -> _Ranking:
         """The scores of the documents, at least of the best `wanted`; ``None`` scores all."""
         query = self._query
+        if not query.typed:
+            self._prefetch(contains=[word.speaker for word in self._words])
         speakers = [word for word in self._words if not query.typed and self.has_speaker(word)]
         others = [word for word in self._words if word not in speakers]
+        self._prefetch(read=[each for word in others or self._words for each in (word.term, word.date) if each])
         terms = [self._query_term(word) for word in others or self._words]
         if (prefix := self._unfinished) is not None:
-            completions = posting_lists.terms_starting_with(self._connection, self._sources, prefix, _COMPLETIONS)
-            terms.append(self._any_of({*completions, *(term for term in self._postings if term.startswith(prefix))}))
+            completions = {
+                *posting_lists.terms_starting_with(self._connection, self._sources, prefix, _COMPLETIONS),
+                *(term for term in self._postings if term.startswith(prefix)),
+            }
+            self._prefetch(read=completions)
+            terms.append(self._any_of(completions))
         neighbours = bm25.ALONE if query.typed else bm25.NEIGHBOURS
         total = by_words = self._weighted_by_length(bm25.scores(terms, self._statistics, neighbours, wanted=wanted))
         by_vector: Scores = {}
@@ -200,6 +213,9 @@ class _Scope:
             spoken = self._spoken_by(speakers, total)
             total = {each: score * SPEAKER_BOOST if each in spoken else score for each, score in total.items()}
         return _Ranking(total, by_words, by_vector)
+
+    def _prefetch(self, *, read: Iterable[str] = (), contains: Iterable[str] = ()) -> None:
+        posting_lists.prefetch(self._connection, self._sources, read=read, contains=contains)
 
     def has_speaker(self, word: QueryWord) -> bool:
         return word.speaker in self._postings or posting_lists.contains(self._connection, self._sources, word.speaker)
@@ -254,40 +270,63 @@ class _Scope:
 
     # Reading results
 
-    def reader(self) -> Callable[[int], StoredMemory | None]:
-        """Reads a document; ``None`` for a message that is replaced or removed, or was read in another session."""
+    def reader(self) -> Callable[[Sequence[int]], Stored]:
+        """Reads documents, the best first, without replaced and removed messages, and those read in another session."""
         seen: dict[tuple[str, str, str], str] = {}  # the session of each message of a family
 
-        def read(document: int) -> StoredMemory | None:
-            if document >= ITEM:
-                return items.find(self._connection, document ^ ITEM)
-            row = self._connection.execute(
-                "SELECT s.family_id, s.user_id, m.session_id, m.seq, m.message_id, m.role, m.name, m.text, m.created_at"
-                " FROM messages AS m JOIN sessions AS s ON s.id = m.session_id"
-                " WHERE m.session_id = ? AND m.seq = ? AND m.replaced_by IS NULL"
-                " AND COALESCE(m.flags, '') NOT LIKE '%\"removed\"%'",
-                self._find_message(document),
-            ).fetchone()
-            if row is None or not any(
-                whose.session_id in (None, row[2]) and whose.user_id in (None, row[1]) for whose in self._query.whose
-            ):
-                return None
-            found = message_as_memory(*row[2:])
-            session_id = seen.setdefault((row[0], found.key, found.text or ""), found.session_id or "")
-            return found if session_id == found.session_id else None
+        def read(documents: Sequence[int]) -> Stored:
+            stored = _items(self._connection, documents)
+            places = self._find_messages([document for document in documents if document < ITEM])
+            rows = self._connection.execute(_MESSAGES, (json.dumps(list(places.values())),)) if places else ()
+            messages = {(row[2], row[3]): row for row in rows}
+            for document, place in places.items():
+                row = messages.get(place)
+                if row is None or not any(
+                    whose.session_id in (None, row[2]) and whose.user_id in (None, row[1])
+                    for whose in self._query.whose
+                ):
+                    continue
+                memory = message_as_memory(*row[2:])
+                if seen.setdefault((row[0], memory.key, memory.text or ""), row[2]) == row[2]:
+                    stored[document] = memory
+            return stored
 
         return read
 
-    def _find_message(self, document: int) -> tuple[str, int]:
-        """The session and seq of a document."""
-        if document in self._unindexed:
-            return self._unindexed[document].session_id, self._unindexed[document].seq
-        session_id, seq = self._connection.execute(
-            "SELECT s.session_id, substr(b.seqs, ?, 4) FROM index_sessions AS s JOIN index_blocks AS b"
-            " ON b.scope_id = s.scope_id WHERE s.number = ? AND b.block = ?",
-            (4 * (document & IN_BLOCK) + 1, document >> POSITION_BITS, document >> BLOCK_BITS),
-        ).fetchone()
-        return session_id, int.from_bytes(seq, sys.byteorder)
+    def _find_messages(self, documents: Sequence[int]) -> dict[int, tuple[str, int]]:
+        """The session and seq of each message."""
+        blocks = {each >> BLOCK_BITS for each in documents if each not in self._unindexed}
+        indexed: dict[int, tuple[str, array[int]]] = {}
+        for block, session_id, seqs in self._connection.execute(_BLOCKS, (json.dumps([*blocks]),)) if blocks else ():
+            indexed[block] = session_id, array("I", seqs)
+        found: dict[int, tuple[str, int]] = {}
+        for each in documents:
+            if each in self._unindexed:
+                found[each] = self._unindexed[each].session_id, self._unindexed[each].seq
+            else:
+                session_id, of_block = indexed[each >> BLOCK_BITS]
+                found[each] = session_id, of_block[each & IN_BLOCK]
+        return found
+
+
+_BLOCKS = f"""
+    SELECT b.block, s.session_id, b.seqs
+    FROM json_each(?) AS wanted CROSS JOIN index_sessions AS s CROSS JOIN index_blocks AS b
+    WHERE s.number = CAST(wanted.value AS INTEGER) >> {POSITION_BITS - BLOCK_BITS}
+    AND b.scope_id = s.scope_id AND b.block = CAST(wanted.value AS INTEGER)
+"""
+_MESSAGES = """
+    SELECT s.family_id, s.user_id, m.session_id, m.seq, m.message_id, m.role, m.name, m.text, m.created_at
+    FROM json_each(?) AS wanted CROSS JOIN messages AS m CROSS JOIN sessions AS s
+    WHERE m.session_id = CAST(json_extract(wanted.value, '$[0]') AS TEXT)
+    AND m.seq = CAST(json_extract(wanted.value, '$[1]') AS INTEGER) AND s.id = m.session_id
+    AND m.replaced_by IS NULL AND COALESCE(m.flags, '') NOT LIKE '%"removed"%'
+"""
+
+
+def _items(connection: Connection, documents: Iterable[int]) -> Stored:
+    found = items.find(connection, [document ^ ITEM for document in documents if document >= ITEM])
+    return {number ^ ITEM: memory for number, memory in found.items()}
 
 
 def message_as_memory(

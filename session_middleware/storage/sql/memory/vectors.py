@@ -90,8 +90,10 @@ def unit(vector: Sequence[float]) -> Any:
 
 def list_to_embed(connection: Connection, limit: int, *, messages: bool) -> list[ToEmbed]:
     """Items and indexed messages without vectors."""
-    rows = connection.execute("SELECT id, value FROM memories WHERE embedded = 0 ORDER BY id LIMIT ?", (limit,))
-    found = [ToEmbed(row, items.find(connection, row[0])) for row in rows.fetchall()]
+    sql = "SELECT id, value FROM memories WHERE embedded = 0 ORDER BY id LIMIT ?"
+    rows = connection.execute(sql, (limit,)).fetchall()
+    stored = items.find(connection, [number for number, _ in rows])
+    found = [ToEmbed(row, stored[row[0]]) for row in rows]
     if messages:
         sessions = connection.execute(
             "SELECT number, session_id, embedded_seq, document_seq FROM index_sessions"
