@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
+from langgraph.store.base import GetOp
 
 import session_middleware
-from session_middleware import Sessions
+from session_middleware import Session, Sessions
 from session_middleware.storage.postgres.writer import PostgresWriter
 from session_middleware.storage.sql.writer import Writer
 from tests.support.agents import human
@@ -107,19 +108,26 @@ def test_a_turn_with_a_tool_on_an_existing_thread(
         threading.setprofile(None)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("part", "most"), [("attached", 8), ("checkpointer", 6)])
-def test_the_round_trips_of_a_turn_with_a_tool_to_postgres(
-    part: str, most: int, postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(PostgresWriter, "patience_seconds", 60)
-    trips, wait = 0, psycopg.Connection.wait
+@pytest.fixture
+def trips(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The round trips to PostgreSQL, as the names of their threads."""
+    found: list[str] = []
+    wait = psycopg.Connection.wait
 
     def counted(self: Any, generator: Any, *args: Any) -> Any:
-        nonlocal trips
-        trips += threading.current_thread().name != "session-notifier"  # notices are sent while the run goes on
+        if (thread := threading.current_thread().name) != "session-notifier":  # notices are sent while the run goes on
+            found.append(thread)
         return wait(self, generator, *args)
 
     monkeypatch.setattr(psycopg.Connection, "wait", counted)
+    return found
+
+
+@pytest.mark.parametrize(("part", "most"), [("attached", 8), ("checkpointer", 6)])
+def test_the_round_trips_of_a_turn_with_a_tool_to_postgres(
+    part: str, most: int, postgres_url: str, trips: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PostgresWriter, "patience_seconds", 60)
     with Sessions(postgres_url, sweep_interval=None) as sessions:
         if part == "attached":
             graph = sessions.attach(builder().compile())
@@ -127,8 +135,65 @@ def test_the_round_trips_of_a_turn_with_a_tool_to_postgres(
             graph = builder().compile(checkpointer=sessions.checkpointer)
         found = []
         for number in range(4):
-            before = trips
+            trips.clear()
             graph.invoke(human(f"question {number}"), sessions.config("t", user_id="alice"), durability="sync")
-            found.append(trips - before)
+            found.append(len(trips))
     assert found[0] <= most + 3  # it opens the session
     assert set(found[1:]) == {most}
+
+
+ALICE, TURNS = {"user_id": "alice"}, 12
+# The most round trips of each read. Of those of a `Session`, one is for the check of access after the read.
+READS: dict[str, tuple[int, Callable[[Sessions, Session], Any]]] = {
+    "list": (2, lambda sessions, _: sessions.list(limit=None)),
+    "list active": (3, lambda sessions, _: sessions.list(limit=None, status="active")),
+    "count": (1, lambda sessions, _: [sessions.count()]),
+    "search": (9, lambda sessions, _: sessions.search("question", limit=1_000)),
+    "search as written": (5, lambda sessions, _: sessions.search("the", limit=1_000)),
+    "usage": (1, lambda sessions, _: sessions.usage("session")),
+    "tool_calls of all": (1, lambda sessions, _: sessions.tool_calls(limit=None)),
+    "explain": (2, lambda sessions, _: [sessions.explain("t")]),
+    "messages": (3, lambda _, t: t.messages(branch="all")),
+    "tool_calls": (2, lambda _, t: t.tool_calls()),
+    "model_calls": (2, lambda _, t: t.model_calls()),
+    "runs": (2, lambda _, t: t.runs()),
+    "events": (2, lambda _, t: t.events()),
+    "branches": (2, lambda _, t: t.branches()),
+    "timeline": (3, lambda _, t: t.timeline()),
+    "stats": (6, lambda _, t: [t.stats()]),
+    "recall": (12, lambda _, t: t.memory.recall("question", k=60)),
+    "recall with neighbours": (14, lambda _, t: t.memory.recall("question", k=60, window=1)),
+    "memory.list": (2, lambda _, t: t.memory.list()),
+    "get_tuple": (1, lambda sessions, _: [sessions.checkpointer.get_tuple(sessions.config("t", user_id="alice"))]),
+    "checkpointer.list": (
+        5,
+        lambda sessions, _: list(sessions.checkpointer.list(sessions.config("t", user_id="alice"))),
+    ),
+    "checkpointer.list of all": (5, lambda sessions, _: list(sessions.checkpointer.list(None))),
+    "checkpointer.list by owner": (5, lambda sessions, _: list(sessions.checkpointer.list(None, filter=ALICE))),
+    "store.search": (6, lambda sessions, _: sessions.store.search(("notes",), query="question", limit=100)),
+    "store.batch": (1, lambda sessions, _: sessions.store.batch([GetOp(("notes",), f"k{n}") for n in range(TURNS)])),
+}
+
+
+def test_the_round_trips_of_a_read_to_postgres_do_not_grow_with_its_results(
+    postgres_url: str, trips: list[str]
+) -> None:
+    with Sessions(postgres_url, sweep_interval=None) as sessions:
+        graph = sessions.attach(builder().compile())
+        for number in range(TURNS):
+            config = sessions.config("t", user_id="alice")
+            graph.invoke(human(f"the question {number}"), config)
+            first = list(graph.get_state_history(config))[-1].config
+            graph.invoke(human(f"another question {number}"), first)
+            graph.invoke(human(f"the question {number}"), sessions.config(f"t{number}", user_id="alice"))
+            sessions.get("t").memory.remember(f"question {number}")
+            sessions.store.put(("notes",), f"k{number}", {"text": f"question {number}"})
+        sessions.settle()
+        sessions.index_memory()
+        session = sessions.get("t")
+        for name, (most, read) in READS.items():
+            trips.clear()
+            size, taken = len(read(sessions, session)), trips.count(threading.current_thread().name)
+            assert taken <= most, name
+            assert size == 1 or size > most, name
