@@ -79,8 +79,9 @@ class ActiveRun:
     has_begun: bool = False  # access was checked, and buffered entries may be written
     observers: int = 0  # `observe` blocks, if no callback reports the run itself
     interrupted: bool = False
+    waits: bool = False  # a task was interrupted; the other tasks of its step are not part of the state yet
     is_resumed: bool = False
-    prefix_changed: bool = False  # a node removed messages: the beginning of a state may be new
+    prefix_changed: bool = False  # a node removed messages, or a subgraph ran: the beginning of a state may be new
     has_unidentified: bool = False  # a state of the run had messages without ids
     first_step: Any = None  # LangGraph's number of the first observed step
     agents: set[str] = field(default_factory=set)  # the names of the executed nodes

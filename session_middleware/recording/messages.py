@@ -235,12 +235,18 @@ def _parts(value: Any) -> Iterable[Any]:
         return cast("Iterable[Any]", value.values())
     if issubclass(kind, Command):
         return (value.update,)
-    functional = sys.modules.get("langgraph.func")  # importing it here would import LangGraph's engine
-    if functional is not None and issubclass(kind, functional.entrypoint.final):
-        return (value.save, value.value)  # the returned value is mostly a part of the saved conversation
+    if (saved := saved_state(value)) is not None:
+        return (saved, value.value)  # the returned value is mostly a part of the saved conversation
     if issubclass(kind, BaseModel):
         return cast("Iterable[Any]", vars(value).values())
     return [getattr(value, field.name, None) for field in fields(kind)] if is_dataclass(kind) else ()
+
+
+def saved_state(output: Any) -> Any:
+    """Return the state that an entry point saves apart from the value that it returns, ``None`` if it saves none."""
+    functional = sys.modules.get("langgraph.func")  # importing it here would import LangGraph's engine
+    is_final = functional is not None and issubclass(type(output), functional.entrypoint.final)
+    return output.save if is_final else None
 
 
 def texts_in(value: Any, depth: int = _DEPTH) -> Iterator[str]:

@@ -21,6 +21,7 @@ from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.messages import BaseMessage, HumanMessage, RemoveMessage
+from langgraph._internal._constants import PUSH
 from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
 from langgraph.constants import START
 
@@ -30,7 +31,15 @@ from session_middleware.lifecycle import session_id_of
 from session_middleware.recording.active_run import HOOKS, ActiveRun, KnownMessages, Node, Tool, elapsed_ms, node_of
 from session_middleware.recording.history_diff import align_prompt
 from session_middleware.recording.input_history import Lists, add_state, add_unidentified, note_input
-from session_middleware.recording.messages import content_hash, error_text, lists_in, tool_end, unseen, with_author
+from session_middleware.recording.messages import (
+    content_hash,
+    error_text,
+    lists_in,
+    saved_state,
+    tool_end,
+    unseen,
+    with_author,
+)
 from session_middleware.recording.model_calls import ModelCallRecorder
 from session_middleware.recording.usage import text_in
 from session_middleware.recording.write_buffer import DENIALS, RecordBuffer, awaited, never_raise
@@ -103,7 +112,10 @@ class SessionRecorder(GraphCallbackHandler):
                 run.graphs[parent_run_id] = node.graph_namespace
             if name != START:  # START gets the graph's input, any other node gets the state
                 lists = lists_in(inputs)
-                add_state(self.buffer, run, lists, node.graph_namespace)
+                if PUSH not in (
+                    metadata.get("langgraph_triggers") or ()
+                ):  # the input of a `Send` or a task is no state
+                    add_state(self.buffer, run, lists, node.graph_namespace)
                 before = None if node.step is None else node.step - 1
                 self._add_messages(run, lists, node.graph_namespace, step=before)
 
@@ -116,7 +128,8 @@ class SessionRecorder(GraphCallbackHandler):
         elif run.context.run_id == str(run_id):
             if not run.has_begun:
                 self._begin(run)
-            lists = lists_in(outputs)
+            # After an interrupt, the output has other ids than the state will give to the results of finished tasks.
+            lists = () if run.waits else lists_in(outputs)
             self.add_unreturned_output(run, None, lists)
             if run.first_step is not None:  # the output of a graph is its state, or a part of it
                 add_unidentified(self.buffer, run, lists, "", is_end=True)
@@ -127,6 +140,8 @@ class SessionRecorder(GraphCallbackHandler):
             self.add_unreturned_output(run, node, lists)
             if run.context.checkpointed:
                 self._note_times(run.context, lists)
+            elif (saved := saved_state(outputs)) is not None:
+                add_unidentified(self.buffer, run, lists_in(saved), node.graph_namespace)
             self._add_messages(run, lists, node.graph_namespace, node, node.step)
         elif (namespace := run.graphs.pop(run_id, None)) is not None:
             self._add_messages(run, lists_in(outputs), namespace)
@@ -148,6 +163,7 @@ class SessionRecorder(GraphCallbackHandler):
     def on_interrupt(self, event: GraphInterruptEvent) -> None:
         if (run := self.find_run(event.run_id)) is not None:
             run.interrupted = True
+            run.waits |= bool(event.interrupts)
 
     def _run_for(self, run_id: UUID, parent_run_id: UUID | None, metadata: Mapping[str, Any]) -> ActiveRun | None:
         """Return the run that a call belongs to. A call without a parent, or in another thread, begins one."""
@@ -259,8 +275,9 @@ class SessionRecorder(GraphCallbackHandler):
             with run.lock:
                 known = self._known.for_graph(run, namespace)
                 found = unseen(lists, known, whole=node is None and run.prefix_changed)
-                if node is not None and not context.checkpointed:
-                    run.prefix_changed |= any(isinstance(messages[0], RemoveMessage) for messages in lists)
+                if not context.checkpointed:  # a subgraph with a state of its own may bring messages of earlier runs
+                    removes = node is not None and any(isinstance(messages[0], RemoveMessage) for messages in lists)
+                    run.prefix_changed |= removes or bool(namespace)
                 entries: list[MessageEntry] = []
                 may_refuse = node is not None and (node.is_resumed or str(node.name).endswith(HOOKS))
                 for message, following in found:

@@ -170,6 +170,7 @@ MAKERS: dict[str, Callable[[], StateGraph[Any]]] = {
     "hand over all": lambda: agents.handing_over(list)[0],
     "supervisor": agents.supervisor,
     "researchers": agents.researchers,
+    "delegating": agents.delegating,
     "nested": agents.nested,
 }
 INSIDE = {"go and help", "find out: hi", "find out: and?", "three facts", "four facts"}  # what agents tell each other

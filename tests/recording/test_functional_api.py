@@ -83,6 +83,16 @@ def with_final(saver: Any) -> Any:
     return flow
 
 
+def answering_with_a_text(saver: Any) -> Any:
+    @entrypoint(checkpointer=saver)
+    def flow(given: list[Any], *, previous: dict[str, Any] | None = None) -> Any:
+        messages = [*(previous or {"messages": []})["messages"], *given]
+        answer = reply(messages)
+        return entrypoint.final(value=answer.text, save={"messages": [*messages, answer], "seen": numpy.arange(2)})
+
+    return flow
+
+
 def adding_messages(saver: Any) -> Any:
     """As LangGraph's documentation has it: the messages get their ids on the way."""
 
@@ -275,7 +285,7 @@ def as_text(message: Any) -> Any:
 
 
 FLOWS: list[tuple[Build, Callable[[Any], Any]]] = [
-    *((build, as_list) for build in (with_a_task, without_tasks, with_final, answering_only)),
+    *((build, as_list) for build in (with_a_task, without_tasks, with_final, answering_with_a_text, answering_only)),
     *((build, as_list) for build in (answering_behind_the_question, calling_another_flow)),
     *((build, as_list) for build in (adding_messages, asking_a_model)),
     *((saving_a_dict, as_dict), (of_one_message, alone)),
@@ -424,6 +434,25 @@ def test_a_flow_that_stops_to_ask_goes_on_and_says_each_message_once(sessions: S
         graph.invoke([HumanMessage(text)], config)
         graph.invoke(Command(resume="yes"), config)
     assert texts(sessions) == [said for text in ("one", "two") for said in (text, "yes", "approved: yes")]
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_what_a_flow_saves_beside_its_answer_is_recorded(sessions: Sessions, parts: str) -> None:
+    def two_answers(saver: Any) -> Any:
+        @entrypoint(checkpointer=saver)
+        def flow(given: list[Any], *, previous: Any = None) -> Any:
+            answers = [reply(given), AIMessage(f"approved: {interrupt('may I?')}"), AIMessage("done")]
+            return entrypoint.final(value=answers[-1], save=[*(previous or []), *given, *answers])
+
+        return flow
+
+    graph, config = prepared(sessions, two_answers, parts)
+    for _ in range(2):
+        graph.invoke([HumanMessage("one")], config)
+        graph.invoke(Command(resume="yes"), config)
+    expected = ["one", "you said one", "approved: yes", "done"] * 2
+    recorded = sessions.get("t").messages()
+    assert [message.text for message in recorded if "resume" not in message.flags] == expected
 
 
 # Values that are not messages

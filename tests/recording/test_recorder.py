@@ -371,6 +371,31 @@ def test_several_interrupts_answered_by_their_ids_leave_a_history(recorder: bool
     assert sessions.get("t").history().messages == graph.get_state(config).values["messages"]
 
 
+@pytest.mark.parametrize("durability", ["sync", "exit"])
+@pytest.mark.parametrize("parts", ["attached", "checkpointer", "recorder"])
+@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
+async def test_what_finished_beside_an_interrupt_is_recorded_once(
+    runner: Any, parts: str, durability: Any, sessions: Sessions
+) -> None:
+    def ask(name: str) -> Any:
+        return lambda state: {"messages": [AIMessage(f"{name}: {interrupt(name)}")]}
+
+    builder = StateGraph(MessagesState).add_node("beside", lambda state: {"messages": [AIMessage("beside")]})
+    for name in ("left", "right"):
+        builder.add_node(name, ask(name)).add_edge(START, name)
+    builder.add_edge(START, "beside")
+    config: Any = sessions.config("t")
+    if parts == "recorder":
+        graph, config = builder.compile(checkpointer=InMemorySaver()), config | {"callbacks": [sessions.recorder]}
+    else:
+        graph = sessions.attach(builder.compile(), recorder=parts == "attached")
+    await runner(graph, human("go"), config, durability=durability)
+    for answer in (True, "no"):
+        one = next(iter(graph.get_state(config).interrupts))
+        await runner(graph, Command(resume={one.id: answer}), config, durability=durability)
+    assert sessions.get("t").history().messages == graph.get_state(config).values["messages"]
+
+
 # Tools
 
 

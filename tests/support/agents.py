@@ -396,6 +396,20 @@ def researchers() -> StateGraph[Any]:
     return builder.add_node("write", write).add_edge(START, "research")
 
 
+def delegating() -> StateGraph[Any]:
+    """An agent whose tool sends a task to another agent, which has a state of its own."""
+
+    @tool
+    def delegate() -> Command[Any]:
+        """Gives a task to another agent."""
+        return Command(goto=[Send("helper", {"messages": [HumanMessage("go and help")]})], graph=Command.PARENT)
+
+    boss = create_agent(Saying(says=[asks(("delegate", {})), asks(("delegate", {}))]), [delegate], name="boss")
+    helper = create_agent(Saying(says=[AIMessage("helped"), AIMessage("helped again")]), [], checkpointer=True)
+    builder = StateGraph(MessagesState).add_node("boss", boss, destinations=("helper",))
+    return builder.add_node("helper", helper).add_edge(START, "boss")
+
+
 def nested() -> StateGraph[Any]:
     """A graph in a graph in a graph, over the same messages."""
 
