@@ -72,12 +72,12 @@ class SessionHistory(BaseChatMessageHistory):
         await self._run(self.add_messages, messages)
 
     def add_among(self, context: RunContext, messages: Sequence[BaseMessage], ids: Collection[str]) -> None:
-        """Record the messages with these ids, each before its successor among the others."""
+        """Record the messages with these ids, each before its successor among the others. Recorded ones are moved."""
         entries: list[Entry] = []
         following: str | None = None
         for message in reversed(messages):
             if message.id in ids:
-                entries += self._recorder.buffer.describe([message], followed_by=following)
+                entries += self._recorder.buffer.describe([message], followed_by=following, moved=True)
             else:
                 following = message.id
         self._manual.write(entries[::-1], context)

@@ -112,9 +112,8 @@ class SessionRecorder(GraphCallbackHandler):
                 run.graphs[parent_run_id] = node.graph_namespace
             if name != START:  # START gets the graph's input, any other node gets the state
                 lists = lists_in(inputs)
-                if PUSH not in (
-                    metadata.get("langgraph_triggers") or ()
-                ):  # the input of a `Send` or a task is no state
+                is_sent = PUSH in (metadata.get("langgraph_triggers") or ())
+                if not is_sent:  # the input of a `Send` or a task is no state
                     add_state(self.buffer, run, lists, node.graph_namespace)
                 before = None if node.step is None else node.step - 1
                 self._add_messages(run, lists, node.graph_namespace, step=before)

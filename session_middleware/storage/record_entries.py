@@ -63,6 +63,7 @@ class MessageEntry(NamedTuple):
     minted: bool = False  # the message had no id; this one was generated
     late: bool = False  # from a checkpoint, put after a later state of the run was recorded
     followed_by: str | None = None  # the id of its successor, if known
+    moved: bool = False  # a recorded message goes before its successor, or to the end without one
     flags: Sequence[str] = ()
     files: Sequence[Attachment] = ()
     created_at: datetime | None = None  # None: now

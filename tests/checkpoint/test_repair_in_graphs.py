@@ -566,4 +566,25 @@ async def test_a_loop_recorded_by_hand_is_repaired_in_its_record(
         "call-said": "ok",
     }
     assert [event.reason for event in repairs(session)] == ["asked for"]
+
+
+@pytest.mark.parametrize("is_last", [True, False])
+def test_an_answer_that_a_loop_recorded_before_its_call_is_moved_behind_it_once(
+    is_last: bool, sessions: Sessions
+) -> None:
+    session = sessions.open("t")
+    calls = [{"name": "look_up", "args": {}, "id": call_id} for call_id in ("early", "cut_off", "also_early")]
+    session.add({"role": "user", "content": "look"})
+    for call_id in ("early", "also_early"):
+        session.add(ToolMessage(call_id, tool_call_id=call_id))
+    session.add(AIMessage("", tool_calls=calls))
+    if not is_last:
+        session.add({"role": "assistant", "content": "done"})
+    assert [call.answer for call in session.repair()] == ["known", "interrupted", "known"]
+    assert session.repair() == []
+    session.add({"role": "user", "content": "and?"})
+    rest = ["and?"] if is_last else ["done", "and?"]
+    texts = [message.text for message in session.history().messages]
+    assert texts == ["look", "", "early", INTERRUPTED, "also_early", *rest]
+    assert agents.answered_at_once(session.history().messages)
     assert sessions.check() == []

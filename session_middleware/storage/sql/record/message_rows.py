@@ -170,6 +170,8 @@ class _Appender:
                     )
             elif message.refused:
                 self._answers.append(message)
+            elif message.moved:
+                self._move(message)
 
     def _original_or_copy(self, message: MessageEntry, original: str) -> MessageEntry:
         """Give output from a model cache the id of the original, unless the conversation contains that already."""
@@ -206,6 +208,12 @@ class _Appender:
             may_move = is_new and message_id not in written
             if may_move and self._write.execute(_MOVE_BEHIND, (*own, json.dumps(list(written.values())))).rowcount:
                 written[message_id] = version.seq
+
+    def _move(self, message: MessageEntry) -> None:
+        following = message.followed_by
+        position = None if following is None else self._position_before(message, following)
+        self._stored.pop(message.message_id, None)
+        self._write.execute(_MOVE, (self._session_id, message.message_id, position))
 
     def _follow(self, version: StoredVersion) -> bool:
         self._line = None
@@ -364,6 +372,10 @@ _MOVE_BEHIND = """
         WHERE session_id = ?1 AND seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?3))
         AND role = 'user' AND checkpoint_ns = '' AND COALESCE(flags, '') NOT LIKE '%"resume"%'
     ) AS input WHERE session_id = ?1 AND message_id = ?2 AND position < input.last
+"""
+_MOVE = """
+    UPDATE messages SET position = COALESCE(?3, (SELECT MAX(position) + 0.125 FROM messages WHERE session_id = ?1))
+    WHERE session_id = ?1 AND message_id = ?2
 """
 
 
