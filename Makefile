@@ -1,6 +1,6 @@
 # make demo    see it work: installs, then runs the main job on SQLite, with no key and no network
 # make test    install what the tests need, and run them all
-# make test-postgres   the tests that know no engine, over PostgreSQL instead of SQLite
+# make test-postgres   run the tests that name no engine over PostgreSQL instead of SQLite
 # make check   format, lint, types
 # make fix     format, and mend what the linter can
 # make bench   print the figures, each against a named peer in the same run
@@ -12,7 +12,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# Bytecode is cached whatever the caller's shell says: each process of the tests would compile all modules again.
+# Bytecode is always cached, or each process of the tests would compile all modules again.
 export PYTHONDONTWRITEBYTECODE =
 
 FLOORS := .venv-floors
@@ -54,7 +54,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.run
 
 faults: $(VENV)/dev.stamp
-	SESSION_FAULT_ROUNDS=200 $(BIN)/python -m pytest --timeout 0 tests/faults
+	SESSION_FAULT_ROUNDS=200 $(BIN)/python -m pytest --timeout 0 tests/faults tests/runtime/test_shared_runs.py
 
 floors: $(FLOORS)/floors.stamp
 	$(FLOORS)/bin/python -m pytest -n auto --dist loadfile tests/contract $(CORE:%=tests/%.py)
