@@ -27,6 +27,7 @@ from session_middleware.errors import InvalidMemoryArgument, UnserializableValue
 from session_middleware.memory.scopes import OWNED, Namespace, Owners, check_namespace, is_visible
 from session_middleware.settings import is_minutes
 from session_middleware.storage import validation
+from session_middleware.storage.jsonable import is_text
 from session_middleware.storage.memory_types import MemoryPut, joined
 
 
@@ -184,15 +185,6 @@ def _matches(condition: MatchCondition, namespace: Namespace) -> bool:
 Index: TypeAlias = Literal[False] | Sequence[str] | None  # LangGraph's: nothing, these paths, everything
 
 
-def is_text(text: str) -> bool:
-    """False for half of a surrogate pair, as in a truncated emoji, which UTF-8 cannot represent."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def check_key(key: object) -> None:
     validation.check_string("key", key)
     if not is_text(str(key)):
@@ -212,7 +204,7 @@ def encoded(namespace: tuple[str, ...], key: str, value: Any) -> str:
             quick = orjson.dumps(value, option=_STRICT)
         except TypeError:  # not JSON, or JSON that only `json` writes
             quick = b"null"
-        if b"null" not in quick:  # which may stand for NaN
+        if b"null" not in quick:  # orjson writes NaN as null
             return quick.decode()
     if not isinstance(value, Mapping):
         raise UnserializableValue(
@@ -232,7 +224,7 @@ _STRICT = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | o
 
 
 def words_of(value: Mapping[str, Any], index: Index) -> str | None:
-    """The text for word search where it is not all texts in the value: those at the paths of `index`, or none."""
+    """The texts at the paths of `index`, for word search; ``None``: all texts in the value."""
     if index is False:
         return ""
     if index is None or "$" in index:  # "$" too: its JSON would add field names

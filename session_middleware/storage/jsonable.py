@@ -63,6 +63,15 @@ def plain(value: Any) -> Any:
     return None if text is None else json.loads(text)
 
 
+def is_text(text: str) -> bool:
+    """False for half of a surrogate pair, as in a truncated emoji, which UTF-8 cannot represent."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def clean(text: str) -> str:
     """Replace lone surrogates, which a database cannot store, by the replacement character."""
     try:

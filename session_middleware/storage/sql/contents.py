@@ -17,6 +17,7 @@ from functools import cache
 from typing import Any
 
 from session_middleware.models import Branch, Event, Message, ModelCall, Problem, Run, SessionInfo, ToolCall, Value
+from session_middleware.storage.jsonable import is_text
 from session_middleware.storage.sql.checkpoints import lists
 from session_middleware.storage.sql.checkpoints.blobs import CorruptRow, checked_blob, inline_value
 from session_middleware.storage.sql.checkpoints.rows import Row, WriteRow, references_in
@@ -39,7 +40,7 @@ _MODELS: Mapping[str, type[Value]] = {
 }
 _STATE = ("checkpoints", "writes", "lists", "list_items", "blobs")
 _BY_SESSION = (*runs.TABLES, *_STATE[:2])
-_DERIVED = ("index_", "vector", "_sqlite")  # how the names of tables without original content begin
+_DERIVED = ("index_", "vector", "_sqlite")  # prefixes of the names of tables without original content
 _TYPES: dict[str, Any] = {"TEXT": str, "INTEGER": int, "REAL": int | float, "BLOB": bytes}
 _JSON = {("memories", "namespace"): list, ("memories", "value"): dict, ("conversation_items", "item"): object}
 _TABLE = re.compile(r"\s*CREATE TABLE (\w+) \((.*)\)", re.DOTALL)
@@ -61,13 +62,13 @@ def columns_by_table() -> dict[str, list[tuple[str, Any, bool]]]:
 class Contents:
     """The rows that are unreadable or damaged: of `sessions` only, or with `deep` of all tables."""
 
-    errors: tuple[type[Exception], ...]  # the driver's, for what cannot be read
+    errors: tuple[type[Exception], ...]  # the driver's, for unreadable rows and pages
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._unreadable: tuple[type[Exception], ...] = (*self.errors, *UNREADABLE)
         self._found: list[Problem] = []
-        self._blobs: dict[tuple[int, bytes], str] = {}  # the problem of each, or nothing
+        self._blobs: dict[tuple[int, bytes], str] = {}  # the problem of each; empty: none
         self._lists: dict[tuple[int, int], tuple[list[int], list[int], str]] = {}  # see `_list`
 
     def check(self, *, deep: bool) -> list[Problem]:
@@ -137,7 +138,7 @@ class Contents:
         for (name, kind, _), value in zip(columns_by_table()[table], row, strict=True):
             if value is not None and not isinstance(value, kind):
                 raise CorruptRow(f"{name} is of another type than was written")
-            if isinstance(value, str) and not value.isascii() and not is_text(value):
+            if isinstance(value, str) and not is_text(value):
                 raise CorruptRow(f"{name} is not valid UTF-8")
             if (table, name) in _JSON and not isinstance(json.loads(value or ""), _JSON[table, name]):
                 raise CorruptRow(name)
@@ -156,7 +157,7 @@ class Contents:
     # References
 
     def _check_reference(self, home: int, ref: Any) -> None:
-        """Raise `CorruptRow` unless a reference leads to the content that it was made for."""
+        """Raise `CorruptRow` unless a reference matches the stored content."""
         if isinstance(ref, str):
             if problem := self._blob(home, bytes.fromhex(ref)):
                 raise CorruptRow(problem)
@@ -192,7 +193,7 @@ class Contents:
         return self._lists[home, list_id]
 
     def _blob(self, home: int, digest: bytes) -> str:
-        """The problem of a blob, or nothing."""
+        """The problem of a blob; empty if there is none."""
         if (home, digest) not in self._blobs:
             problem = f"blob {digest.hex()} is missing"
             try:
@@ -206,10 +207,6 @@ class Contents:
                 self.add(problem, self._connection.execute(sql, (home,)).fetchone()[0], "blobs", digest.hex())
             self._blobs[home, digest] = problem
         return self._blobs[home, digest]
-
-
-def is_text(value: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def first_line(error: Exception) -> str:

@@ -14,9 +14,10 @@ from typing import TypeVar
 from session_middleware.errors import StorageError
 from session_middleware.models import Problem, utc_now
 from session_middleware.settings import SessionSettings
+from session_middleware.storage.jsonable import is_text
 from session_middleware.storage.sql.checks import checks, describe, without_moved
 from session_middleware.storage.sql.connection import DamagedRow
-from session_middleware.storage.sql.contents import UNREADABLE, Contents, first_line, is_text
+from session_middleware.storage.sql.contents import UNREADABLE, Contents, first_line
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.schema import TABLES
 from session_middleware.storage.sqlite.connection import SqliteConnection, read_unlocked
