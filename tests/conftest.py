@@ -63,7 +63,7 @@ def new_id() -> Callable[[], str]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--postgres", action="store_true", help="run over PostgreSQL what else runs over SQLite only")
+    parser.addoption("--postgres", action="store_true", help="run tests that name no engine over PostgreSQL")
 
 
 def _is_of_any_engine(test: pytest.Function) -> bool:
