@@ -214,7 +214,7 @@ class Sessions(SessionAccess):
             for finish in (self.settle, self._background.close):
                 try:
                     finish()
-                except StorageError as error:  # the file must be closed all the same
+                except StorageError as error:  # the file must still be closed
                     logger.warning("session_middleware could not record all that had ended (%s)", error)
             self._indexer.close()
             self._offload.close()

@@ -83,10 +83,10 @@ class CheckpointDiff:
         return list(map(_message_of, self._new))
 
     def _add_messages(self, found: Sequence[tuple[NewMessage, int]]) -> None:
-        """Add new messages. One without an id that equals a message of another channel is the same.
+        """Add new messages. A message without an id is left out if it equals a message of another channel.
 
-        So is one that equals a message of the input, if the input's last message is among them. Otherwise they are only
-        the answer, and the input may be a history with an equal answer.
+        It is also left out if it equals a message of the input, provided that the input's last message is among the new
+        ones. Otherwise the new messages are only the answer, and the input may be a history with an equal answer.
         """
         others = Counter(map(_fingerprint_of, self._new))
         if self._input and self._input[-1] in map(_fingerprint_of, found):
@@ -209,10 +209,10 @@ def fingerprints(
 ) -> Fingerprints:
     """The fingerprints of a list, which often begins like the list that `parent` was computed from.
 
-    `beginning` is the encoded form of that list, if it is cached. To compare it takes a tenth of the time of a hash.
+    `beginning` is the encoded form of that list, if it is cached. Comparing it takes a tenth of the time of hashing.
 
     A serializer other than LangGraph's may store more of an element, for example whether a sequence is a
-    tuple. So its own bytes are hashed.
+    tuple, so its own bytes are hashed.
     """
     inner = serde.serde if isinstance(serde, EncryptedSerializer) else serde
     if not isinstance(inner, JsonPlusSerializer):

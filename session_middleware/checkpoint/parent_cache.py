@@ -35,7 +35,7 @@ class Fingerprints(array):  # type: ignore[type-arg]  # of int; `array` takes no
     encoded: bytes | None = None  # the encoded elements, if they are plain and the cache has not taken them
 
     def is_beginning_of(self, encoded: bytes, own: bytes | None) -> bool:
-        """Whether another list, given as its encoded elements, begins with this one. `own`: this one's, if known."""
+        """Whether another list begins with this one. `encoded`, `own`: the encoded elements of both; `own` if known."""
         if own is not None:
             return encoded.startswith(own)
         return self.size > 0 and hash(encoded[: self.size]) == self.digest

@@ -112,7 +112,7 @@ def mend(
 ) -> Mended:
     """Insert an answer for each missing one: the known answer, or the statement that the call was interrupted.
 
-    An answer that stands before its call is moved behind it, because model APIs refuse it where it stands.
+    An answer before its call is moved behind the call, because model APIs refuse this order.
     """
     answers: dict[int, ToolMessage] = {}
     calls: list[RepairedCall] = []
@@ -135,7 +135,7 @@ def mend(
 
 
 def _without_call(messages: Sequence[BaseMessage]) -> list[ToolMessage]:
-    """The answers to whose call no message before them belongs."""
+    """The answers to calls that no earlier message contains."""
     due: Counter[str] = Counter()
     found: list[ToolMessage] = []
     for message in messages:

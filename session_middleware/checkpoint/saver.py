@@ -63,7 +63,7 @@ class CheckpointListener(Protocol):
     ) -> tuple[list[MessageEntry], list[HistoryEntry]]:
         """The record entries for the messages that the parent checkpoint does not have. Never raises.
 
-        Conversations to be aligned with the record come second. They are written first.
+        The second list has the conversations to be aligned with the record. They are written before the messages.
         """
 
     def wrote(self, context: RunContext, key: Key, writes: Sequence[tuple[str, Any]]) -> None:
@@ -251,8 +251,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
         """The elements of a list.
 
         Args:
-            packed: Lists that are unpacked instead, by id. Those that storage left out of the reading are among them.
-            is_snapshot: The lists belong to one state of the database. So a packed list also serves for its
+            packed: Lists that are unpacked instead, by id. They include the lists that the storage did not read.
+            is_snapshot: The lists belong to one state of the database. A packed list then also serves for its
                 beginnings, and this list is added to `packed`.
         """
         ref = stored.ref

@@ -183,7 +183,7 @@ def _of_run(context: RunContext, entries: Sequence[MessageEntry]) -> list[Histor
 
 
 def _is_new(entries: Sequence[MessageEntry]) -> bool:
-    """Return whether an input is only what the user says now; a history contains answers."""
+    """Return whether an input contains only new user messages; a history contains answers."""
     return all(entry.role == "user" for entry in entries)
 
 

@@ -1,7 +1,7 @@
 """Iteration over the records of a session, of any process, as they are committed.
 
 No transaction and no lock is held between two polls. The interval between polls grows until there is a new record.
-Where the storage reports the changes of all processes, a poll follows a change, and an idle follower reads nothing.
+If the storage reports the changes of all processes, the follower polls after a change, and reads nothing while idle.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from session_middleware.storage.types import Record, Watch
 
 _PAGE = 256  # records per read
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 0.01, 0.25  # between two polls
-# Between two polls where changes are reported: the process of a record in progress may be killed, or a report get lost.
+# Between two polls if changes are reported. The process of an unfinished record may be killed, or a report may be lost.
 _UNFINISHED_SECONDS, _IDLE_SECONDS = 2.0, 60.0
 
 

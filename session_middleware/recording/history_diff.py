@@ -127,7 +127,7 @@ def _is_same_stretch(
         else:
             other.append((was, now))
     last, now, _ = pairs[-1]
-    is_numbered = _DIGITS.sub("", _text(last)) == _DIGITS.sub("", _text(now))  # as items in a series are
+    is_numbered = _DIGITS.sub("", _text(last)) == _DIGITS.sub("", _text(now))  # like items of a series
     is_next = is_whole and other[-1:] == [(last, now)] and _role(now) != _USER and is_numbered
     if other and (is_next or not is_proven):
         return False

@@ -62,7 +62,7 @@ def describe(given: Sayable, checkpoint_ns: str = "", *, new_id: NewId, **change
     if role == "user" and message.additional_kwargs.get("lc_source") == "summarization":
         role, extra = "system", {**(extra or {}), "type": message.type}  # LangChain's middleware marks summaries so
     if role is None:
-        role, flags = "user", (*flags, "unknown:role")  # the message is recorded all the same
+        role, flags = "user", (*flags, "unknown:role")  # the message is still recorded
     calls: Sequence[dict[str, Any]] = ()
     if isinstance(message, AIMessage):  # with those that LangChain could not parse
         invalid = ({**call, "type": "invalid_tool_call"} for call in message.invalid_tool_calls)

@@ -52,8 +52,8 @@ class ToolCallInProgress:
     run: ActiveRun
     key: CallKey
     start: ToolStart
-    exists: bool  # the tool does
-    is_recorded: bool = False  # the start is
+    exists: bool  # whether the tool exists
+    is_recorded: bool = False  # whether the start is recorded
 
 
 class MiddlewareRecorder:
@@ -62,7 +62,7 @@ class MiddlewareRecorder:
         self.buffer = recorder.buffer
         self._storage = recorder.buffer.storage
         self._registry = registry
-        self._is_ours = is_ours  # whether a checkpointer is
+        self._is_ours = is_ours  # of a checkpointer
         self._known = KnownMessages()
         self.buffer.on_forget.append(self._known.forget)
 
@@ -140,7 +140,7 @@ class MiddlewareRecorder:
     def observe(
         self, hook: MiddlewareContext, config: RunnableConfig, *, inherit: bool
     ) -> AbstractContextManager[ActiveRun]:
-        """Have the recorder record the calls in this block, which it does anyway if it tracks the run."""
+        """Have the recorder record the calls in this block. If it tracks the run, it does so already."""
         if hook.run is not None:
             return nullcontext(hook.run)
         return self._recorder.observe(hook.context, config.get("callbacks"), inherit=inherit)
@@ -166,7 +166,7 @@ class MiddlewareRecorder:
         return ToolCallInProgress(hook, run, (node.namespace, str(call["id"])), start, exists)
 
     def _add_request(self, hook: MiddlewareContext, call: ToolCall, history: Sequence[BaseMessage]) -> None:
-        """Buffer the message that requests the call, and its turn before that, which its checkpoint may store later."""
+        """Buffer the message that requests the call, and its turn up to there; their checkpoint may be put later."""
         places = range(len(history))
         asking = (n for n in reversed(places) if any(one["id"] == call["id"] for one in _requests(history[n])))
         if (last := next(asking, None)) is not None:
@@ -184,7 +184,7 @@ class MiddlewareRecorder:
 
     @never_raise
     def end_tool_call(self, call: ToolCallInProgress, result: Any) -> None:
-        """Record that a call was answered without an execution, which is a refusal if the answer is an error."""
+        """Record that a call was answered without an execution. An error answer is a refusal."""
         hook, start = call.hook, call.start
         call.run.prerecorded.pop(call.key, None)
         if call.key not in call.run.executed:

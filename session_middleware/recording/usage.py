@@ -214,7 +214,7 @@ def _import_prices() -> None:
 def cost_of(model: str | None, provider: str | None, tokens: Tokens) -> float | None:
     """Return US dollars, or ``None`` if the model, its price or its tokens are unknown.
 
-    Without a provider, the name of the model tells it.
+    Without a provider, it is derived from the name of the model.
     """
     if model is None or tokens.input is None or tokens.output is None or (provider, model) in _unpriced:
         return None

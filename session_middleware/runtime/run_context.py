@@ -34,9 +34,9 @@ _HANDLE = "__pregel_session_context"  # ours; LangGraph keeps this prefix out of
 _AUTHENTICATED_ID, _AUTHENTICATED = "langgraph_auth_user_id", "langgraph_auth_user"  # LangGraph's server sets these
 
 _NOBODY = Identity()
-# Announced runs until their first read, by file and session. They are of all `Sessions` in this process: LangGraph's
-# server loads the module that makes a `Sessions` once for the graph and once for the checkpointer, so the recorder and
-# the saver of a run are of two. A run that several of them serve is marked, and each engine looks for the others' rows.
+# Announced runs until their first read, by file and session, of all `Sessions` in this process. LangGraph's server
+# loads the module that creates a `Sessions` once for the graph and once for the checkpointer, so the recorder and the
+# saver of a run may belong to two. The contexts of such a run are marked, and each engine looks for the other's rows.
 _announced: dict[tuple[str, str], list[tuple[RunRegistry, RunContext]]] = {}
 _announced_lock = threading.RLock()  # a garbage collector may end a run while this thread holds it
 _acting_as: ContextVar[Identity] = ContextVar("session_middleware_identity", default=_NOBODY)
@@ -266,7 +266,7 @@ class RunRegistry:
             context = self._latest.pop(session_id, None)
         for each in (context, self._current.get()):
             if each is not None and each.session_id == session_id and not _is_active(each):
-                each.session_id = ""  # which no session has
+                each.session_id = ""  # no session has this id
 
     @contextmanager
     def discard_if_refused(self, context: RunContext) -> Iterator[None]:
@@ -386,7 +386,7 @@ def _share(*contexts: RunContext) -> None:
 
 
 def _lent(context: RunContext) -> RunContext:
-    """A context that this `Sessions` uses too."""
+    """A context of another `Sessions`, marked as used by this one too."""
     _share(context)
     if context.lease is not None:
         context.lease.is_shared = True

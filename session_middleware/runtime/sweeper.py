@@ -74,18 +74,18 @@ class Sweeper:
     def _sweep_in_background(self) -> None:
         now = self._clock()
         self._flush()
-        for _ in self._end_all(partial(self._storage.list_due, now), now):  # of all that end, only a page is in memory
+        for _ in self._end_all(partial(self._storage.list_due, now), now):  # no list: only a page is in memory
             pass
 
     def _end_all(self, list_due: Callable[..., list[SweepResult]], now: datetime) -> Iterator[SweepResult]:
-        """End what is due, and what is due then: the retention of those that have expired now may be over already.
+        """End the due sessions until none is due: the retention of a session that expires now may be over already.
 
-        A failure is raised at the end, so that it does not keep the other sessions from ending.
+        A failure is raised after the other sessions have ended.
         """
         duty = self._storage.acquire_duty(_DUTY)
         if duty is None or duty.lease is None:
             return
-        left: set[str] = set()  # they stay, because of a hook, a new run, or a failure
+        left: set[str] = set()  # sessions that were not ended, because of a hook, a new run, or a failure
         failure: StorageError | None = None
         try:
             while page := [due for due in list_due(limit=_PAGE + len(left)) if due.session_id not in left]:
@@ -119,7 +119,7 @@ class Sweeper:
         if due.reason not in ("idle_timeout", "max_age") or session is None or session.postponed_until is not None:
             return False
         until = self._hooks.postponed(due, now)
-        self._storage.renew_leases([duty])  # the hook may have taken long
+        self._storage.renew_leases([duty])  # the hook may have taken a long time
         if until is not None:
             self._storage.postpone_expiry(due.session_id, until)
         return until is not None

@@ -247,7 +247,7 @@ class Storage(Protocol):
     # The record
 
     def append(self, context: RunContext, entries: Sequence[Entry] = (), *, if_admitted: bool = False) -> None:
-        """Append `context.notes.entries` and then `entries`, in order; without ``tracking``, only admit.
+        """Append `context.notes.entries` and then `entries`, in order; with `if_admitted`, only for an admitted run.
 
         The first write of a run inserts the run's row. Then earlier runs of the session whose process has died,
         and their tool calls, become ``interrupted``.

@@ -1,4 +1,4 @@
-"""`RunContext`: the session, the caller and the run of an operation. `RunState`: what an engine decides about it."""
+"""`RunContext`: the session, the caller and the run of an operation. `RunState`: an engine's decisions about it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Lease:
 
     number: int | None = None  # set when its row is committed
     is_exclusive: bool = False  # no other run of the session is in progress
-    is_shared: bool = False  # several `Sessions` take it
+    is_shared: bool = False  # several `Sessions` may insert it
     is_over: bool = False  # the run has ended; the row may still exist
     has_row: bool = False  # the run has a row in the record, and the lease is released when that is closed
     silent_beats: int | None = None  # heartbeats since the last write, if no callback reports the run's end
@@ -36,7 +36,7 @@ class SessionHandle:
 
 
 class RunState(NamedTuple):
-    """What an engine has decided about a run. An operation decides on another value, which is in force by its commit.
+    """The decisions of an engine about a run. An operation makes a new value, which takes effect with its commit.
 
     The admission is decided at the first read of a run. It holds for the whole run, so a run that takes longer than
     ``idle_timeout`` ends as it began.
@@ -56,7 +56,7 @@ class RunState(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class RecordState:
-    """What an engine has recorded of a run. An operation changes a copy, which is in force by its commit."""
+    """The facts that an engine has recorded of a run. An operation changes a copy; its commit makes it effective."""
 
     aliases: dict[str, str] = field(default_factory=dict)  # recorded ids by the ids in the state
     executions: dict[str, frozenset[str]] = field(default_factory=dict)  # execution ids by tool call id
@@ -67,7 +67,7 @@ class RecordState:
 
 @dataclass(slots=True, eq=False)
 class RunNotes:
-    """What the recorder and the checkpointer have observed of a run, and the entries that are to be written."""
+    """The observations of the recorder and the checkpointer about a run, and the entries to be written."""
 
     # By increasing numbers. The next `append` or `put_checkpoint` of the run writes them first, in its transaction.
     entries: dict[int, Entry] = field(default_factory=dict)

@@ -33,7 +33,7 @@ class Watch:
 
     @property
     def is_live(self) -> bool:
-        """Whether it is called for all commits, of every process. Otherwise it may be called for none."""
+        """Whether all commits of every process are reported. If not, changes may be unreported."""
         return False
 
     def close(self) -> None:

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 _CONNECTIONS = 10  # at most, of a process
 _WAIT_SECONDS = 30  # for a free connection
-# A connection to a host that is gone without a word is noticed; parameters of the URL win.
+# These detect a connection to a host that has vanished. Parameters of the URL take precedence.
 _NETWORK = {
     "connect_timeout": "10",
     "keepalives_idle": "30",

@@ -1,4 +1,4 @@
-"""The deep check of a PostgreSQL database, in one snapshot beside its users."""
+"""The deep check of a PostgreSQL database, in one snapshot, while it is in use."""
 
 from __future__ import annotations
 

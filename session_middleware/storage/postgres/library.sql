@@ -54,7 +54,7 @@ CREATE FUNCTION max(a bigint, b bigint, c bigint, d bigint, e bigint) RETURNS bi
     SELECT GREATEST(a, b, c, d, e)
 $$;
 
--- Expectations: what a statement's result would be looked at for is an error instead, which takes no round trip.
+-- Expectations: a result that would only be compared is checked in SQL. The error takes no round trip.
 CREATE FUNCTION expect_row(count bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF count = 0 THEN RAISE 'no row was updated' USING ERRCODE = 'SM001'; END IF;

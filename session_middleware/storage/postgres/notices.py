@@ -1,9 +1,9 @@
-"""Notices between processes of which sessions have changed, so that followers wait without reading.
+"""Notices of changed sessions between processes, so that followers wait without reading.
 
 A NOTIFY in each commit would cost most of the throughput, because it locks the server's queue of notices until the
-commit is on the disk. So a thread sends one notice, in a transaction of its own, for the commits of an interval.
-A process receives notices over one connection, from its first follower on. Whether they arrive is tried with a notice
-to itself: a transaction pooler accepts LISTEN, and delivers nothing.
+commit is on the disk. Instead, a thread sends one notice for the commits of an interval, in its own transaction. A
+process receives notices over one connection, from its first follower on. It sends a notice to itself to test whether
+they arrive: a transaction pooler accepts LISTEN, and delivers nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHANNEL = "session_middleware"
 _INTERVAL_SECONDS = 0.05  # between two notices of a process
 _RETRY_SECONDS = 1.0  # between two attempts to listen
 _NAMES = 500  # in a notice, which has at most 8,000 bytes
-_ANY = "any"  # session may have changed
+_ANY = "any"  # in place of names: any session may have changed
 
 
 class Notices:
@@ -60,7 +60,7 @@ class Notices:
         self._enqueue(names)
 
     def close(self) -> None:
-        """Send what is to be sent, and stop listening."""
+        """Send the pending notice, and stop listening."""
         if self._closing.is_set():
             return
         self._closing.set()
@@ -142,5 +142,5 @@ class _Watch(Watch):
 
 
 def _name(session_id: str) -> str:
-    """A short name. Two sessions may have the same: then a follower reads in vain."""
+    """A short name. If two sessions have the same name, a follower reads without finding anything."""
     return f"{zlib.crc32(session_id.encode('utf-8', 'surrogatepass')):x}"

@@ -1,7 +1,7 @@
 """The tables, translated to PostgreSQL's dialect, in a schema of their own.
 
-All keys of a table contain one column: the session, the family, the owner or the scope of its rows. So each table can
-be hash partitions by this column, or distributed by it.
+All keys of a table contain one column: the session, the family, the owner or the scope of its rows. Each table can
+therefore be divided into hash partitions, or distributed, by this column.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LOCK = 7_236_001  # the advisory lock held while the tables are created
 
 
 def statements(partitions: int = 0) -> list[str]:
-    """The statements that create everything, in order: each table whole, or as hash partitions."""
+    """The statements that create everything, in order. With `partitions`, each table has so many hash partitions."""
     found = [f"CREATE SCHEMA IF NOT EXISTS {NAME}", f"SET LOCAL search_path TO {NAME}", _read("library.sql")]
     for statement in TABLES:
         if table := _TABLE.match(statement):
@@ -47,7 +47,7 @@ def statements(partitions: int = 0) -> list[str]:
 
 
 def _created(table: str, statement: str, partitions: int) -> Iterator[str]:
-    """A rowid becomes a number from a sequence, with an index that is no key: the other key is the primary key."""
+    """Replace a rowid by a number from a sequence, with a plain index. The unique key becomes the primary key."""
     column = None
     if numbered := _NUMBERED.search(statement):
         column = numbered[1]

@@ -19,7 +19,7 @@ class PostgresWriter(Writer):
     connection: PostgresConnection
     errors = (psycopg.Error,)
     locks_sessions = True
-    patience_seconds = 0.01  # the next write waits for a commit of its own
+    patience_seconds = 0.01  # longer, because a write that comes too late waits for another commit
 
     def __init__(
         self,

@@ -90,7 +90,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         """Admit a run and write for it, in one transaction.
 
         Args:
-            if_admitted: otherwise nothing is written.
+            if_admitted: write only for an admitted run.
             entries: what the operation records. Of a run that is refused, only its end is written.
         """
         is_careful, of = False, self._changed_by_admission(context)

@@ -1,7 +1,7 @@
-"""What the operations of a transaction decide about runs. The runs get these decisions after the commit.
+"""The decisions of a transaction's operations about runs. The runs get these decisions after the commit.
 
-An operation puts its decisions into the transaction when it has succeeded, and changes nothing else in memory. So a
-transaction that is rolled back leaves nothing to undo, and its operations can be carried out again.
+An operation adds its decisions to the transaction when it has succeeded, and changes nothing else in memory. Therefore
+nothing has to be undone after a rollback, and the operations can be repeated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class RunWrite:
-    """A run in one operation, with what this operation and those before it in the transaction decide about it."""
+    """A run in one operation, with the decisions of this operation and of earlier ones in its transaction."""
 
     def __init__(self, connection: Connection, context: RunContext, *, is_careful: bool = False) -> None:
         self.context, self.session_id, self.run_id = context, context.session_id, context.run_id
@@ -33,7 +33,7 @@ class RunWrite:
         self.is_careful, self._is_recording = is_careful, False
 
     def begin_recording(self) -> None:
-        """Change a copy of what is recorded from now on."""
+        """Copy the recorded facts before the first change of them."""
         if not self._is_recording:
             record = self.record
             self.record = RecordState(
@@ -77,7 +77,7 @@ class RunWrite:
         self.claimed |= {(claim, message_id)}
 
     def publish_admission(self) -> None:
-        """Put the decision of a read into force, unless a write has decided meanwhile."""
+        """Apply the admission that a read decided, unless a write has decided it meanwhile."""
         context, state = self.context, self.state
         if context.state.admission is None:
             context.state = context.state._replace(
@@ -86,7 +86,7 @@ class RunWrite:
 
 
 def publish(decisions: dict[RunContext, RunWrite]) -> None:
-    """Put the decisions of a transaction into force, after its commit."""
+    """Apply the decisions of a transaction to the runs, after its commit."""
     for context, run in decisions.items():
         context.state, context.record, notes = run.state, run.record, context.notes
         for number in run.taken:

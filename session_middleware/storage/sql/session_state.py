@@ -75,7 +75,7 @@ class SessionState:
 
     @classmethod
     def opened(cls, session_id: str, home: int, now: str) -> SessionState:
-        """The state of a session whose row was just inserted: nothing has to be read for it."""
+        """The state of a session whose row was just inserted. Nothing is read."""
         state = cls(session_id, home, 1, 0, "main", now, has_deletions=False, has_own_terms=False)
         state.heads[""], state.message_ids = None, set()
         state.may_have_dead_runs = state.calls_without_request = False

@@ -123,7 +123,7 @@ class Writer:
         if patient:
             request.done = threading.Event()
         self._waiting.append(request)
-        if request.done is not None:  # patience begins again after a commit that was in progress at its end
+        if request.done is not None:  # wait again if another commit is in progress at the end of the wait
             while not request.done.wait(self.patience_seconds) and self.lock.locked():
                 pass
         self._wait_or_lead(request)
@@ -159,7 +159,7 @@ class Writer:
                     except BatchAborted:
                         for request in batch:
                             self._commit_alone(request)
-                except BaseException:  # this thread is being stopped; the others' operations go on with the next
+                except BaseException:  # this thread is being stopped; the next one carries out the other operations
                     others = [each for each in reversed(batch) if each is not own and not each.is_done]
                     self._waiting.extendleft(others)
                     own.end()

@@ -52,9 +52,9 @@ def _put_statement(columns: tuple[str, ...], count: int) -> str:
 
 
 def owner_of(found: Iterable[MemoryPut | StoredMemory]) -> str | None:
-    """What a change of items is a change of: a session, or the owner of their namespaces; ``None``: of several.
+    """The session or the owner that a change of items locks; ``None``: the items have several.
 
-    Each statement is atomic, so the lock of the owner only keeps transactions from waiting for one another's rows.
+    Each statement is atomic. The lock only keeps transactions from waiting for one another's rows.
     """
     owners = {each.namespace[:2] for each in found}
     if len(owners) != 1:

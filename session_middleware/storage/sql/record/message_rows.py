@@ -81,7 +81,7 @@ class _Appender:
         self._stored = write.state.message_rows  # all versions of a message, by id
         self._answers: list[MessageEntry] = []
         self._batch: Sequence[MessageEntry] = ()
-        self._added: set[str] = set()  # the ids of messages that were added to the cache
+        self._added: set[str] = set()  # ids of messages that were added to the cache
 
     def append(self, messages: Sequence[MessageEntry]) -> None:
         if aliases := self._record.aliases:

@@ -198,7 +198,7 @@ def _interrupt_calls(connection: Connection | SessionWrite, run: DeadRun) -> Non
 
 
 def is_forgotten(connection: Connection, run: RunWrite) -> bool:
-    """Whether the run's user was forgotten while it went on: then its row names somebody else."""
+    """Whether the run's user was forgotten while it was in progress: its row then names another user."""
     if not run.state.has_row:
         return False
     sql = "SELECT user_id FROM runs WHERE id = ? AND session_id = ?"
@@ -215,13 +215,14 @@ def rename(connection: Connection, session_id: str, to: str) -> None:
 
 
 def copy(connection: Connection, session_id: str, to: str) -> None:
-    """Give a fork what was said, on each branch and in its order. What ran, and what it cost, stays where it did."""
+    """Copy the messages of each branch to a fork, in their order. Runs, tool calls and costs are not copied."""
     values = {"source": session_id, "to": to}
     for statement in _COPY:
         connection.execute(statement, values)
 
 
-# The seqs of what is copied come after those the target has. What was deleted is not to come back in a fork.
+# Copied rows have seqs after those of the target. Events of deletions are copied, because a fork's state may still
+# contain the deleted messages.
 _SHIFT = "(SELECT last_seq FROM sessions WHERE id = :to)"
 _COPIED = """
     message_id, version, branch, role, name, text, content, tool_calls, tool_call_id, model, status, checkpoint_ns,

@@ -185,7 +185,7 @@ def add_answered(write: SessionWrite, run: RunWrite, message: MessageEntry) -> N
         if request is None and (requests or executed):
             return
         if request and any(each.last_seq > request.seq for of, each in executed.items() if of not in known):
-            return  # the requesting message has another id by now
+            return  # the requesting message has got another id since
     done = executed.get(request and request.message_id, _NOT_EXECUTED)
     call: dict[str, Any] = request.calls[done.times] if request else {}
     failed = message.tool_error and not is_refused
@@ -205,7 +205,7 @@ def add_answered(write: SessionWrite, run: RunWrite, message: MessageEntry) -> N
 
 
 def _expected_request(write: SessionWrite, session_id: str, call_id: str, message: MessageEntry) -> _Request | None:
-    """The only request of a call that was not executed, by what is known. It is an error if that is not so."""
+    """The only request of a call that was not executed, from the cache. The statements fail if the cache is stale."""
     if not write.raw.is_optimistic:
         return None
     id_text, found = to_json(call_id) or "", list[_Request]()
@@ -388,7 +388,7 @@ def add_implied_model_call(write: SessionWrite, run: RunWrite, call: ModelCallEn
     recent = max(0, write.counters.last_seq - _NEARBY)
     values = (call.message_id, run.session_id, recent, *tokens)
     if write.raw.is_optimistic:
-        write.query(_EXPECT_NO_CALL, values)  # a row is an error, after which this is repeated
+        write.query(_EXPECT_NO_CALL, values)  # a row is an error, after which the operation is repeated
     elif write.execute(_SET_ANSWER, values).rowcount:
         return
     _insert_model_call(write, run, call._replace(flags=(*call.flags, REPORTED)), now)
@@ -414,7 +414,7 @@ _DELETE_IMPLIED = """
 
 
 def _replace_implied(write: SessionWrite, run: RunWrite, call: ModelCallEntry) -> ModelCallEntry:
-    """Delete the call that a message implied before; returns the reported one with what only that knew."""
+    """Delete the call that a message implied; returns the reported call with the values that only the message had."""
     counters = write.counters
     recent = max(0, counters.last_seq - _NEARBY)
     values = (run.session_id, recent, call.message_id, call.input_tokens, call.output_tokens)

@@ -52,7 +52,7 @@ def reason_of(error: errors.SessionError) -> str:
 
 
 def refuse(connection: Connection, run: RunWrite, error: errors.SessionError, rules: EngineContext) -> None:
-    """Append an event of a refusal, one for a whole run."""
+    """Append the event of a refusal, once for a run."""
     session_id, user_id = run.session_id, run.context.identity.user_id
     if not run.state.refused:
         is_recorded = events.deny(connection, session_id, reason_of(error), user_id, rules.clock())
@@ -73,7 +73,7 @@ def is_same_second(last_active_at: str, now: datetime) -> bool:
 
 
 def hold(connection: Connection, run: RunWrite, now: datetime) -> bool:
-    """Take the run's lease before its first write, if the session is still the one it has read; returns whether."""
+    """Take the run's lease before its first write; returns whether the session is still the one that it has read."""
     session = session_rows.find(connection, run.session_id)
     if session is None or session.incarnation != run.state.incarnation:
         return False
@@ -110,7 +110,7 @@ class Admitting:
         return None if state.admission == "fresh" and not state.admitted else session
 
     def prefetch(self, *, opens: bool | None) -> None:
-        """Announce the statements of the admission. `opens`: those that open a session; ``None``: no session is new."""
+        """Announce the statements of the admission. `opens` adds those of an opening; ``None``: no session is new."""
         tombstones.prefetch_revoked(self.connection, self.identity.user_id)
         self.connection.prefetch(session_rows.WITH_VERSION, (self.session_id,))
         if opens is not None:
@@ -338,7 +338,7 @@ class Admitting:
         return incarnation
 
     def _end_opening(self) -> None:
-        """Write what was collected of the opened session, whose state is then to be read."""
+        """Write the collected rows of the opened session. Its state must be read afterwards."""
         end_writes(self.connection)
         self.opened = None
 

@@ -161,7 +161,7 @@ def delete(
     archive: str | None = None,
     digest: str | None = None,
 ) -> DeletionCounts:
-    """Delete everything of sessions, also of those whose rows are damaged, and leave tombstones."""
+    """Delete everything of sessions, also if their rows are damaged, and put tombstones."""
     sessions = session_rows.find_remains(connection, session_ids)
     if not sessions:
         return DeletionCounts()
@@ -196,7 +196,7 @@ def delete_archived(
 def end_due(
     connection: Connection, listed: Sequence[SweepResult], rules: EngineContext, now: datetime
 ) -> list[SweepResult]:
-    """End those of these sessions that are still due and have no run in progress; returns those."""
+    """End the listed sessions that are still due and have no run in progress; returns the ended ones."""
     live, ids = leases.live(connection, rules), [due.session_id for due in listed]
     cursor = connection.execute(
         "SELECT * FROM sessions WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)

@@ -43,8 +43,8 @@ from session_middleware.storage.types import ArchivedSession, DeletionCounts, Se
 T = TypeVar("T")
 
 _SMALLEST, _BATCH = 5, 50  # sessions that a sweep ends in one transaction, at first and at most
-_TURN_SECONDS = 0.02  # the aim for its duration: other writers wait for its end
-_PAUSE, _LONGEST_PAUSE_SECONDS = 2, 0.05  # the pause after it, as a multiple: other writers wait for the disk too
+_TURN_SECONDS = 0.02  # the intended duration of this transaction, for whose end other writers wait
+_PAUSE, _LONGEST_PAUSE_SECONDS = 2, 0.05  # after it, as a multiple of its duration, to free the disk
 
 
 class SessionOperations(Operations):
@@ -232,7 +232,7 @@ class SessionOperations(Operations):
         failure: StorageError | None = None
 
         def end(connection: Connection, due: Sequence[SweepResult]) -> list[SweepResult] | None:
-            """``None``: another process has acquired the duty, so nothing remains to be done."""
+            """End sessions; ``None`` if another process has acquired the duty."""
             numbers = [] if duty is None or duty.lease is None else _numbers([duty.lease])
             if numbers and not leases.renew(connection, numbers, self._now()):
                 return None

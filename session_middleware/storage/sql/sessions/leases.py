@@ -56,16 +56,15 @@ def take(connection: Connection, run: RunWrite, now: datetime) -> None:
     row = (run.run_id, run.context.identity.user_id, this_process(), to_text(now), to_text(now))
     values = (run.session_id, number, number, *row, run.session_id)
     if connection.is_optimistic:
-        connection.execute(
-            _TAKE.format(other="CAST(NULL AS INTEGER)"), values
-        )  # NULL is an error, after which this is repeated
+        # NULL is an error, after which the operation is repeated with the other statement.
+        connection.execute(_TAKE.format(other="CAST(NULL AS INTEGER)"), values)
     else:
         (number,) = connection.execute(f"{_TAKE.format(other='MAX(number) + 1')} RETURNING number", values).fetchone()
     run.lease_number = number
 
 
 _SHARED = "SELECT number FROM leases WHERE session_id = ? AND run_id = ?"  # taken by another `Sessions`
-# A number is greater than those that are there, whatever the clock says.
+# A number is greater than the existing ones, even if the clock was set back.
 _TAKE = """
     INSERT INTO leases (session_id, number, run_id, user_id, process, started_at, renewed_at)
     SELECT ?, CASE WHEN COALESCE(MAX(number), 0) < ? THEN ? ELSE {other} END, ?, ?, ?, ?, ?
@@ -88,7 +87,7 @@ _CHANGED = f"""
 
 
 def renew(connection: Connection, numbers: Iterable[int], now: datetime) -> int:
-    """How many of them are still there."""
+    """Renew leases; returns how many of them still exist."""
     return connection.execute(
         f"UPDATE leases SET renewed_at = ? WHERE {_NUMBERED}",
         (to_text(now), json.dumps([*numbers])),
@@ -96,7 +95,7 @@ def renew(connection: Connection, numbers: Iterable[int], now: datetime) -> int:
 
 
 def of(connection: Connection, session_id: str) -> list[LeaseRow]:
-    """Those of a session, in the order of their arrival."""
+    """The leases of a session, in the order of their arrival."""
     return [LeaseRow(*row) for row in connection.execute(_OF_SESSION, (session_id,))]
 
 
@@ -109,12 +108,12 @@ _OF_SESSION = "SELECT * FROM leases WHERE session_id = ? ORDER BY number"
 
 
 def live_of(connection: Connection, session_id: str, rules: EngineContext) -> list[LeaseRow]:
-    """The live ones of a session."""
+    """The leases of a session whose processes are alive."""
     return [row for row in of(connection, session_id) if not row.is_dead(rules)]
 
 
 def before(connection: Connection, run: RunWrite, rules: EngineContext) -> list[LeaseRow]:
-    """The live ones before a run's, or all if it has none, except those of the same run in other `Sessions`."""
+    """The live leases before the run's own, or all if it has none; not those of the same run in other `Sessions`."""
     number, own = run.lease_number, run.context.shared_with
     rows = live_of(connection, run.session_id, rules)
     return [row for row in rows if (number is None or row.number < number) and row.run_id not in own]

@@ -47,7 +47,7 @@ def find_with_version(connection: Connection, session_id: str, rules: EngineCont
 
 
 def find_remains(connection: Connection, session_ids: Sequence[str]) -> list[SessionInfo]:
-    """What a deletion needs of these sessions, also of those whose rows are damaged."""
+    """The facts that a deletion needs about these sessions, also if their rows are damaged."""
     cursor = connection.execute(
         "SELECT id, home, family_id, user_id, group_id, CAST(incarnation AS INTEGER) AS incarnation"
         " FROM sessions WHERE id IN (SELECT value FROM json_each(?))",

@@ -1,9 +1,8 @@
 """Tombstones: the deleted and archived session ids, their owners, and the reasons; and the revoked users.
 
-Tombstones are never deleted. A run that is slower than the deletion of its session is therefore told apart from one
-that opens the id again: each use of an id is one more incarnation of it. Of a session that was forgotten for its user,
-only the hash of the id remains, and of a revoked user only a hash is stored. Each operation of a user checks it in its
-transaction.
+Tombstones are never deleted. They count the incarnations of an id, which distinguish a run that outlives the deletion
+of its session from a run that opens the id again. Of a session that was forgotten for its user, only the hash of the id
+remains. Of a revoked user only a hash is stored, and each operation of a user checks it in its transaction.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ def put(
     archive: str | None = None,
     digest: str | None = None,
 ) -> None:
-    """Put the tombstones of sessions that are about to be deleted or renamed. `reason`: instead of their own."""
+    """Put the tombstones of sessions that are about to be deleted or renamed. `reason` replaces their own reasons."""
     values = {"action": action, "reason": reason, "archive": archive, "digest": digest, "now": to_text(now)}
     connection.execute(_PUT, values | {"ids": json.dumps([*session_ids])})
 
