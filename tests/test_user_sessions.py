@@ -12,6 +12,7 @@ from session_middleware.errors import InvalidArgument, MemoryScopeUnavailable
 from session_middleware.models import Identity
 from session_middleware.session import Session
 from session_middleware.user_sessions import UserSessions
+from tests.conftest import Clock, OpenSessions
 from tests.support import agents
 from tests.support.agents import human, said
 
@@ -283,6 +284,22 @@ def test_a_revoked_users_run_is_stopped_at_its_next_checkpoint(sessions: Session
     with pytest.raises(UserRevoked):
         graph.invoke(human("look up tea"), sessions.config("t", user_id="alice"))
     assert [role for role, _ in said(sessions.get("t"))] == ["user", "assistant"]
+
+
+def test_a_revoked_users_session_ends_during_a_run_that_outlasts_its_idle_timeout(
+    open_sessions: OpenSessions, clock: Clock
+) -> None:
+    sessions, ended = open_sessions(idle_timeout="1h", sweep_interval=None), []
+
+    def run() -> None:
+        with sessions.open("t", user_id="alice"):
+            clock.advance(hours=2)
+            ended.extend(sessions.revoke("alice"))
+
+    with pytest.raises(UserRevoked):
+        run()
+    assert ended == ["t"]
+    assert (sessions.get("t").status, sessions.get("t").reason) == ("abandoned", "owner_revoked")
 
 
 @pytest.mark.parametrize("visibility", ["private", "group-write"])

@@ -10,7 +10,7 @@ from session_middleware.storage import jsonl
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import memories
-from session_middleware.storage.sql.sessions import archives, endings, session_rows
+from session_middleware.storage.sql.sessions import archives, endings, leases, session_rows
 from session_middleware.storage.sql.sessions.tombstones import hash_of, hashed
 
 
@@ -25,9 +25,11 @@ def revoke(connection: Connection, user_id: str, rules: EngineContext, *, reason
     )
     connection.execute(_THEIRS_CHANGED, (user_id, user_id))
     theirs = connection.execute("SELECT * FROM sessions WHERE user_id = ? AND status = 'active'", (user_id,))
-    ended = []
+    ended, live = [], leases.live(connection, rules)
     for session in list(session_rows.readable(theirs, rules)):
-        if session is not None and lifecycle.status_at(session, rules.settings, now) in lifecycle.OPEN:
+        if session is None:
+            continue
+        if session.id in live or lifecycle.status_at(session, rules.settings, now) in lifecycle.OPEN:
             detail = {} if reason is None else {"why": reason}
             endings.end(connection, session.id, "abandoned", rules, reason="owner_revoked", detail=detail)
             ended.append(session.id)
