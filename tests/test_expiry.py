@@ -287,6 +287,25 @@ def test_a_sweep_leaves_a_session_with_a_live_run_alone(
     assert (session.status, events(session), len(session.messages())) == ("active", ["opened"], 4)
 
 
+def test_a_session_is_active_for_whoever_changes_it_during_a_run(
+    each_engine: str, open_sessions: OpenSessions, clock: Clock
+) -> None:
+    sessions, others = open_sessions(), open_sessions()
+    with sessions.open("t"):
+        clock.advance(hours=1)
+        held = others.get("t")
+        for change in (
+            lambda: held.update(title="tea"),
+            lambda: held.pin("hold"),
+            held.unpin,
+            lambda: others.open("t"),
+            lambda: others.open("t", title="tea"),
+        ):
+            changed = change()
+            assert (changed.status, changed.is_running) == ("active", True)
+            clock.advance(hours=1)
+
+
 def test_a_session_that_another_process_expired_during_a_run_is_active_after_it(
     open_sessions: OpenSessions, clock: Clock
 ) -> None:

@@ -101,7 +101,7 @@ def pin(connection: Connection, session_id: str, given: Pin | None, rules: Engin
     if given is None:  # it has been exempt until now
         session_rows.touch(connection, session_id, rules, now)
     session_rows.write_expiry(connection, session_id, rules)
-    return session_rows.get(connection, session_id)
+    return session_rows.get_for(connection, session_id, None, rules)
 
 
 def _idle_since(session: SessionInfo) -> dict[str, Any]:

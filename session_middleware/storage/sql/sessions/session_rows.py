@@ -200,7 +200,7 @@ def update(connection: Connection, session_id: str, details: SessionDetails, rul
         write_expiry(connection, session_id, rules)
     if details.client is not None and details.client != session.client:
         events.append(connection, session_id, "connected", None, details.client, rules.clock())
-    return get(connection, session_id)
+    return get_for(connection, session_id, None, rules)
 
 
 def _changes(session: SessionInfo, details: SessionDetails) -> dict[str, Any]:
