@@ -354,8 +354,7 @@ class Session(SessionInfo):
     def stats(self) -> Stats:
         """The session in numbers, as of now."""
         self._sessions.recorder.drain(self.id)
-        size = self._sessions._storage.measure_session(self.id)
-        info = self._authorized.check(reading=True)
+        size, info = self._authorized.measure_session(self.id)
         stored: dict[str, Any] = {name: value for name, value in info if name in Stats.model_fields}
         return Stats(
             **stored,

@@ -17,7 +17,7 @@ from session_middleware.storage.memory_types import MemoryPut
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import Entry, RunEnd
 from session_middleware.storage.run import RunContext, SessionHandle
-from session_middleware.storage.types import Watch
+from session_middleware.storage.types import SessionSize, Watch
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -78,6 +78,10 @@ class AuthorizedStorage:
     ping_session = _writing(Storage.ping_session)
     prune_checkpoints = _writing(Storage.prune_checkpoints)
     update_session = _writing(Storage.update_session)
+
+    def measure_session(self, session_id: str) -> tuple[SessionSize, SessionInfo]:
+        """The size of the session, and the session as stored after that."""
+        return self._storage.measure_session(session_id), self.check(reading=True)
 
     def watch_session(self, session_id: str, on_change: Callable[[], object]) -> Watch:
         return self._storage.watch_session(session_id, on_change)  # the reads that follow a change are checked
