@@ -18,8 +18,10 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 from langchain_core.runnables.history import RunnableWithMessageHistory
+from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.types import Command, Send
 from pydantic import PrivateAttr
 from typing_extensions import TypedDict
 
@@ -206,6 +208,30 @@ async def test_it_is_what_the_outermost_graph_has(
         roles = {message.message_id: message.role for message in session.messages()}
         recalled = session.memory.recall(" ".join(INSIDE), k=20, kinds=["message"])
         assert {memory.text for memory in recalled if roles[memory.message_id or ""] == "user"} <= {"hi", "and?"}
+
+
+@pytest.mark.parametrize("parts", ["attach", "checkpointer", "recorder"])
+def test_an_answer_that_an_agent_gets_among_earlier_messages_moves_no_question(parts: str, sessions: Sessions) -> None:
+    """The agent's own state is repaired, and the outermost one gets the answer at its end."""
+
+    def delegate(to: str) -> Any:
+        @tool(f"to_{to}")
+        def send() -> Command[Any]:
+            """Gives a task to another agent."""
+            return Command(goto=[Send(to, {"messages": [HumanMessage(f"task for {to}")]})], graph=Command.PARENT)
+
+        return send
+
+    builder = StateGraph(MessagesState)
+    for name, to, says in (("alice", "bob", [AIMessage("fine"), AIMessage("good")]), ("bob", "alice", [])):
+        model = agents.Saying(says=[agents.asks((f"to_{to}", {})), *says])
+        builder.add_node(name, create_agent(model, [delegate(to)], checkpointer=True), destinations=(to,))
+    graph, config = with_parts(sessions, builder.add_edge(START, "alice"), parts)
+    for text in ("hi", "and?"):
+        graph.invoke(human(text), config)
+    texts = [message.text for message in sessions.get("t").history().messages]
+    assert texts == [message.text for message in graph.get_state(config).values["messages"]]
+    assert [text for text in texts if text in ("hi", "task for alice", "and?")] == ["hi", "task for alice", "and?"]
 
 
 _is_inside: ContextVar[bool] = ContextVar("is_inside", default=False)

@@ -424,7 +424,11 @@ def restore_conversation_order(write: SessionWrite, run: RunWrite, ids: Iterable
         )
         positions = {seq: position for seq, position, message_id in found if message_id == seqs[seq]}
     ordered = [seq for seq in seqs if seq in positions]
-    for seq, position in zip(ordered, sorted(positions.values()), strict=True):
+    while ordered and positions[ordered[0]] == min(map(positions.__getitem__, ordered)):
+        del ordered[0]
+    first = min(written.values())  # a position before it is among the messages of earlier runs
+    places = sorted(seq if positions[seq] < first else positions[seq] for seq in ordered)
+    for seq, position in zip(ordered, places, strict=True):
         if position != positions[seq]:
             stored.pop(seqs[seq], None)
             sql = "UPDATE messages SET position = ? WHERE session_id = ? AND seq = ?"
