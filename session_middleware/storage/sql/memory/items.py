@@ -156,13 +156,11 @@ def get(
 
 def find(connection: Connection, numbers: Sequence[int]) -> dict[int, StoredMemory]:
     """Items by number."""
-    if not numbers:
-        return {}
-    rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM memories WHERE id IN (SELECT CAST(value AS INTEGER) FROM json_each(?))",
-        (json.dumps(numbers),),
-    )
-    return {row[-1]: _stored(row) for row in rows}
+    sql = f"SELECT {_COLUMNS} FROM memories WHERE id = ?"
+    for number in numbers:
+        connection.prefetch(sql, (number,))
+    rows = [connection.execute(sql, (number,)).fetchone() for number in numbers]
+    return {row[-1]: _stored(row) for row in rows if row is not None}
 
 
 def list_(

@@ -277,10 +277,10 @@ class _Scope:
         def read(documents: Sequence[int]) -> Stored:
             stored = _items(self._connection, documents)
             places = self._find_messages([document for document in documents if document < ITEM])
-            rows = self._connection.execute(_MESSAGES, (json.dumps(list(places.values())),)) if places else ()
-            messages = {(row[2], row[3]): row for row in rows}
+            for place in places.values():
+                self._connection.prefetch(_MESSAGE, place)
             for document, place in places.items():
-                row = messages.get(place)
+                row = self._connection.execute(_MESSAGE, place).fetchone()
                 if row is None or not any(
                     whose.session_id in (None, row[2]) and whose.user_id in (None, row[1])
                     for whose in self._query.whose
@@ -315,12 +315,10 @@ _BLOCKS = f"""
     WHERE s.number = CAST(wanted.value AS INTEGER) >> {POSITION_BITS - BLOCK_BITS}
     AND b.scope_id = s.scope_id AND b.block = CAST(wanted.value AS INTEGER)
 """
-_MESSAGES = """
+_MESSAGE = """
     SELECT s.family_id, s.user_id, m.session_id, m.seq, m.message_id, m.role, m.name, m.text, m.created_at
-    FROM json_each(?) AS wanted CROSS JOIN messages AS m CROSS JOIN sessions AS s
-    WHERE m.session_id = CAST(json_extract(wanted.value, '$[0]') AS TEXT)
-    AND m.seq = CAST(json_extract(wanted.value, '$[1]') AS INTEGER) AND s.id = m.session_id
-    AND m.replaced_by IS NULL AND COALESCE(m.flags, '') NOT LIKE '%"removed"%'
+    FROM messages AS m JOIN sessions AS s ON s.id = m.session_id
+    WHERE m.session_id = ? AND m.seq = ? AND m.replaced_by IS NULL AND COALESCE(m.flags, '') NOT LIKE '%"removed"%'
 """
 
 

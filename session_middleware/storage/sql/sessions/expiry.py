@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
@@ -129,13 +128,16 @@ _SIZES = (
 
 def sizes(connection: Connection, session_ids: Sequence[str]) -> dict[str, int]:
     """An estimate of the bytes of each session, with its share of what its family has in common. Reads no blob."""
-    wanted = json.dumps(list(session_ids))
+    # PostgreSQL would read all sessions for a list of ids.
+    statements = [
+        (f"SELECT {select} WHERE sessions.id = ? GROUP BY sessions.id", each)
+        for each in session_ids
+        for select in _SIZES
+    ]
+    for sql, session_id in statements:
+        connection.prefetch(sql, (session_id,))
     found = dict.fromkeys(session_ids, 0)
-    of = "WHERE sessions.id IN (SELECT value FROM json_each(?)) GROUP BY sessions.id"
-    statements = [f"SELECT sessions.id, {select} {of}" for select in _SIZES]
-    for sql in statements:
-        connection.prefetch(sql, (wanted,))
-    for sql in statements:
-        for session_id, count in connection.execute(sql, (wanted,)):
+    for sql, session_id in statements:
+        for (count,) in connection.execute(sql, (session_id,)):
             found[session_id] += int(count or 0)
     return found
