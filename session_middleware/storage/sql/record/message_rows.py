@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from operator import attrgetter
+from operator import attrgetter, eq
 from typing import Any, NamedTuple
 
 from session_middleware.models import to_text
@@ -424,8 +424,10 @@ def restore_conversation_order(write: SessionWrite, run: RunWrite, ids: Iterable
         )
         positions = {seq: position for seq, position, message_id in found if message_id == seqs[seq]}
     ordered = [seq for seq in seqs if seq in positions]
-    while ordered and positions[ordered[0]] == min(map(positions.__getitem__, ordered)):
-        del ordered[0]
+    current = [*map(positions.__getitem__, ordered)]
+    if current == (in_order := sorted(current)):
+        return
+    del ordered[: list(map(eq, current, in_order)).index(False)]
     first = min(written.values())  # a position before it is among the messages of earlier runs
     places = sorted(seq if positions[seq] < first else positions[seq] for seq in ordered)
     for seq, position in zip(ordered, places, strict=True):
