@@ -390,8 +390,8 @@ async def test_what_finished_beside_an_interrupt_is_recorded_once(
     else:
         graph = sessions.attach(builder.compile(), recorder=parts == "attached")
     await runner(graph, human("go"), config, durability=durability)
-    for answer in (True, "no"):
-        one = next(iter(graph.get_state(config).interrupts))
+    for name, answer in (("left", True), ("right", "no")):
+        one = next(each for each in graph.get_state(config).interrupts if each.value == name)
         await runner(graph, Command(resume={one.id: answer}), config, durability=durability)
     assert sessions.get("t").history().messages == graph.get_state(config).values["messages"]
 
