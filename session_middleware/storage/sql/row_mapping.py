@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -30,6 +31,8 @@ _JSON_COLUMNS = frozenset(
     {"tags", "metadata", "context", "client", "content", "tool_calls", "arguments", "result", "artifact"}
     | {"flags", "detail", "pinned", "extra"}
 )
+
+_building = threading.Lock()  # pydantic 2.11 leaves a model unusable for a moment if two threads build it at once
 
 
 @lru_cache(maxsize=1024)
@@ -67,6 +70,9 @@ def value_of(model: type[V], cursor: Cursor, row: tuple[Any, ...]) -> V:
 @lru_cache(maxsize=256)
 def _fields_among(model: type[Value], columns: tuple[str, ...]) -> list[tuple[int, str, bool]]:
     """The places and names of the columns that are fields, and whether the stored value is the field's."""
+    with _building:
+        if not model.__pydantic_complete__:
+            model.model_rebuild()
     fields = [(place, name) for place, name in enumerate(columns) if name in model.model_fields]
     return [(place, name, name not in _JSON_COLUMNS and not name.endswith("_at")) for place, name in fields]
 
