@@ -166,7 +166,7 @@ def facts_of(session: SessionInfo) -> dict[str, Any]:
     return {
         "session": session.id,
         "title": session.title,
-        "owner": session.user_id or "nobody: open to everyone",
+        "owner": session.user_id or "none (open to everyone)",
         "group": session.group_id,
         "status": f"{session.status} ({session.reason})" if session.reason else session.status,
         "holds": f"{holds}, {session.input_tokens:,} + {session.output_tokens:,} tokens{cost}",
