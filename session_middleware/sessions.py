@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, Unpack
@@ -61,7 +61,7 @@ from session_middleware.runtime.run_context import (
 from session_middleware.runtime.run_queue import RunQueue
 from session_middleware.runtime.sweeper import Sweeper
 from session_middleware.session import Session
-from session_middleware.settings import SessionSettings, load_settings
+from session_middleware.settings import SessionSettings, lasting_settings, load_settings
 from session_middleware.storage import validation
 from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.factory import open_storage
@@ -137,6 +137,12 @@ class Sessions(SessionAccess):
         self._allowed_types: set[TypeName] = set()  # of the state of attached graphs
         self._closing, self._is_closed = threading.Lock(), False
         self._connect(own if serde is None else own_within(serde, own))
+        self._keep_settings()
+
+    def _keep_settings(self) -> None:
+        """Keep the settings in the database, for the command line. A role that may not write keeps none."""
+        with suppress(StorageError):
+            self._storage.keep_settings(lasting_settings(self.settings))
 
     def _connect(self, serde: SerializerProtocol) -> None:
         """Open the storage and create the collaborators, each with those that it uses."""

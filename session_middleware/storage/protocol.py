@@ -122,6 +122,9 @@ class Storage(Protocol):
 
     def count_sessions(self, where: SessionFilter) -> int: ...
 
+    def list_ids(self, prefix: str, *, limit: int, deleted: bool = False) -> list[str]:
+        """The ids of sessions that begin with `prefix`, in order; `deleted`: those of deleted and archived ones."""
+
     def measure_session(self, session_id: str) -> SessionSize:
         """The numbers of its rows and an estimate of its bytes, without reading its content."""
 
@@ -453,6 +456,14 @@ class Storage(Protocol):
 
         `replace` deletes all vectors, also those of the same model; all items and messages wait for new ones.
         """
+
+    # Settings
+
+    def find_settings(self) -> dict[str, Any]:
+        """The values that `keep_settings` kept last."""
+
+    def keep_settings(self, values: Mapping[str, Any]) -> None:
+        """Replace the kept settings, whose values are JSON. Writes only if they differ."""
 
     # Events
 

@@ -260,3 +260,21 @@ def test_deleting_counts_and_deleting_again_counts_nothing(storage: Storage) -> 
     deleted = storage.delete_session("t")
     assert (deleted.sessions, deleted.messages, deleted.memories) == (1, 2, 1)
     assert storage.delete_session("t").sessions == 0
+
+
+def test_ids_are_listed_by_their_beginning(storage: Storage) -> None:
+    for name in ("a1", "a2", "b", "一二", "a%"):
+        storage.append(context(name))
+    storage.delete_session("b")
+    assert storage.list_ids("a", limit=9) == ["a%", "a1", "a2"]
+    assert storage.list_ids("a", limit=1) == ["a%"]
+    assert storage.list_ids("一", limit=9) == ["一二"]
+    assert storage.list_ids("b", limit=9) == []
+    assert storage.list_ids("", limit=9, deleted=True) == ["b"]
+
+
+def test_kept_settings_are_replaced_as_a_whole(storage: Storage) -> None:
+    assert storage.find_settings() == {}
+    storage.keep_settings({"idle_timeout": 60.0, "on_expire": "prune"})
+    storage.keep_settings({"idle_timeout": None, "max_sessions": 3})
+    assert storage.find_settings() == {"idle_timeout": None, "max_sessions": 3}

@@ -3,8 +3,8 @@
 Text ids, ISO-8601 UTC times and JSON columns, so that `sqlite3`, sqlite-utils and Datasette can read them. People read
 sessions, runs, messages, branches, files, tool_calls, model_calls, events and memories. The checkpointer restores state
 from checkpoints, writes, lists, list_items and blobs (`checkpoints/schema.py`). conversation_items belong to other
-SDKs; leases are the runs in progress, tombstones the deleted ids, revoked the refused users. The index of
-words is in `memory/schema.py`.
+SDKs; leases are the runs in progress, tombstones the deleted ids, revoked the refused users, settings those of
+the app (`app_settings.py`). The index of words is in `memory/schema.py`.
 
 A session's own settings are columns: null means no own setting, and 0 seconds mean never. `pruned` marks an expired
 session that has been pruned.
@@ -144,6 +144,13 @@ _TABLES = (
         user_hash TEXT PRIMARY KEY,
         reason TEXT,
         since TEXT NOT NULL
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE settings (
+        name TEXT PRIMARY KEY,
+        value TEXT NOT NULL,
+        changed_at TEXT NOT NULL
     ) WITHOUT ROWID
     """,
     """

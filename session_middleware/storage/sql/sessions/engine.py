@@ -22,6 +22,7 @@ from session_middleware.models import (
 )
 from session_middleware.storage import jsonl
 from session_middleware.storage.run import Lease, RunContext
+from session_middleware.storage.sql import app_settings
 from session_middleware.storage.sql.checkpoints import checkpoints
 from session_middleware.storage.sql.connection import CommitThenRaise, Connection
 from session_middleware.storage.sql.memory import items
@@ -33,6 +34,7 @@ from session_middleware.storage.sql.sessions import (
     archives,
     endings,
     expiry,
+    ids,
     leases,
     privacy,
     session_rows,
@@ -50,6 +52,14 @@ _PAUSE, _LONGEST_PAUSE_SECONDS = 2, 0.05  # after it, as a multiple of its durat
 class SessionOperations(Operations):
     find_tombstone = reading(tombstones.find)
     is_revoked = reading(tombstones.is_revoked)
+    list_ids = reading(ids.list_ids)
+    find_settings = reading(app_settings.find)
+
+    def keep_settings(self, values: Mapping[str, Any]) -> None:
+        if self.find_settings() != values:
+            self._database.write(
+                lambda connection: app_settings.replace(connection, values, self._now()), of="", durable=False
+            )
 
     # Leases of runs
 
