@@ -20,6 +20,7 @@ from session_middleware.models import (
     Identity,
     OnExpire,
     OnResume,
+    SessionFields,
     SessionInfo,
     Status,
     Visibility,
@@ -81,7 +82,7 @@ def session_id_of(given: object) -> str:
     """
     if given is None:
         raise errors.InvalidSessionId("this run has no thread id")
-    if isinstance(given, SessionInfo):
+    if isinstance(given, SessionFields):
         return given.id
     if problem := _problem_of(given):
         raise errors.InvalidSessionId(f"a thread id {problem}")

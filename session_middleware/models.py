@@ -103,8 +103,8 @@ class Pin(Value):
     at: datetime
 
 
-class SessionInfo(Value):
-    """One session as it is stored, its status and expiry as of the moment it was read."""
+class SessionFields:
+    """The fields of a session, as `SessionInfo` validates them and `Session` shows them."""
 
     columns: ClassVar = _names("id user_id title status last_active_at message_count tool_call_count cost")
 
@@ -153,7 +153,11 @@ class SessionInfo(Value):
         return facts_html(facts_of(self))
 
 
-def facts_of(session: SessionInfo) -> dict[str, Any]:
+class SessionInfo(SessionFields, Value):
+    """One session as it is stored, its status and expiry as of the moment it was read."""
+
+
+def facts_of(session: SessionFields) -> dict[str, Any]:
     """The facts about a session that people read, by their names; ``None``: there is no such fact."""
     counts = {
         "run": session.run_count,

@@ -7,10 +7,9 @@ from copy import deepcopy
 from datetime import datetime, timedelta
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
 from langchain_core.runnables import RunnableConfig
-from pydantic import ConfigDict, PrivateAttr
 
 from session_middleware import lifecycle
 from session_middleware.display.html import Rows
@@ -26,6 +25,7 @@ from session_middleware.models import (
     Pin,
     RepairedCall,
     Run,
+    SessionFields,
     SessionInfo,
     Stats,
     ToolCall,
@@ -65,50 +65,62 @@ def _recording(method: Callable[Concatenate[ManualRecorder, P], T]) -> Callable[
 
 
 @validation.suggesting
-class Session(SessionInfo):
-    """One session: the fields of `SessionInfo` as of when it was read, and methods that read and change it now.
+class Session(SessionFields):
+    """One session: its fields as of when it was read, and methods that read and change it now.
 
-    Reading a session neither revives it nor counts as activity. Methods with the prefix ``a`` are the
-    asynchronous versions.
+    A frozen value. ``dict(session)`` has its fields, and sessions with equal fields are equal. Reading a session
+    neither revives it nor counts as activity. Methods with the prefix ``a`` are the asynchronous versions.
     """
 
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, defer_build=True)
+    _sessions: Sessions
+    _identity: Identity | None  # of the caller; None: the operator
+    _handle: SessionHandle
+    _authorized: AuthorizedStorage
+    _storage: Storage  # the same, which has all methods of `Storage` that are used here
+    _offload: StorageExecutor
+    _manual: ManualRecorder
 
-    _sessions: Sessions = PrivateAttr()
-    _identity: Identity | None = PrivateAttr()  # of the caller; None: the operator
-    _handle: SessionHandle = PrivateAttr()
-    _authorized: AuthorizedStorage = PrivateAttr()
-    _storage: Storage = PrivateAttr()  # the same, which has all methods of `Storage` that are used here
-    _offload: StorageExecutor = PrivateAttr()
-    _manual: ManualRecorder = PrivateAttr()
-
-    @classmethod
-    def of(cls, info: SessionInfo, sessions: Sessions, identity: Identity | None = None) -> Self:
-        """The session as of now, for a caller with this identity, or for the operator."""
-        as_of_now = lifecycle.as_of(info, sessions.settings, sessions._clock())
-        session = cast("Self", cls.model_construct(**dict(as_of_now)))
-        handle = SessionHandle(info.incarnation)
+    def __init__(self, info: SessionInfo, sessions: Sessions, identity: Identity | None = None) -> None:
+        """The session as of now, for a caller with this identity, or for the operator. `Sessions` calls this."""
+        handle, own = SessionHandle(info.incarnation), vars(self)
         authorized = AuthorizedStorage(sessions._storage, info.id, handle, identity)
         storage = cast("Storage", authorized)
-        session._sessions, session._identity, session._handle = sessions, identity, handle
-        session._storage, session._authorized, session._offload = storage, authorized, sessions._offload
-        session._manual = ManualRecorder(
+        own.update(lifecycle.as_of(info, sessions.settings, sessions._clock()))
+        own |= {"_sessions": sessions, "_identity": identity, "_handle": handle}
+        own |= {"_storage": storage, "_authorized": authorized, "_offload": sessions._offload}
+        own["_manual"] = ManualRecorder(
             sessions._storage if identity is None else storage,
             *(sessions.recorder.buffer, sessions._runs, sessions._run_queue),
             session_id=info.id,
-            owner=session.acting,
+            owner=self.acting,
             handle=handle,
         )
-        return session
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return ((name, getattr(self, name)) for name in SessionInfo.model_fields)
+
+    def __eq__(self, other: object) -> bool:
+        return dict(self) == dict(other) if isinstance(other, Session) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.incarnation))
+
+    def __setattr__(self, name: str, value: object = None) -> NoReturn:
+        raise AttributeError(f"a Session cannot be changed in place; change it with update({name}=…), which returns it")
+
+    __delattr__ = __setattr__
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the fields only, as a `SessionInfo`."""
         return SessionInfo.model_validate, (dict(self),)
 
+    def __copy__(self) -> Self:
+        return self
+
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """Copy the fields; the copy is for the same session of the same database."""
-        copied = self.__copy__()
-        copied.__dict__.update(deepcopy(self.__dict__, memo))
+        copied = object.__new__(type(self))
+        vars(copied).update(vars(self), **deepcopy(dict(self), memo))
         return copied
 
     def __repr__(self) -> str:
@@ -123,7 +135,7 @@ class Session(SessionInfo):
         return self._identity or Identity(user_id=self.user_id, group_id=self.group_id)
 
     def _changed(self, info: SessionInfo) -> Self:
-        return self.of(info, self._sessions, self._identity)
+        return type(self)(info, self._sessions, self._identity)
 
     # Changing
 

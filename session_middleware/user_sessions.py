@@ -53,7 +53,7 @@ class SessionAccess:
         raise NotImplementedError
 
     def _session(self, info: SessionInfo) -> Session:
-        return Session.of(info, self._operator, self._identity)
+        return Session(info, self._operator, self._identity)
 
     def _checked(self, found: T) -> T:
         """`found`, unless the user is revoked. Raises `UserRevoked`."""
@@ -118,7 +118,7 @@ class SessionAccess:
         """
         self._operator._flush()
         where = validation.filter_of(self._identity, **filters)
-        validation.check_kind("after", after, SessionInfo | None, "the last session of the page before")
+        validation.check_kind("after", after, Session | None, "the last session of the page before")
         before = None if after is None else (after.last_active_at, after.id)
         found = self._storage.list_sessions(where, limit=validation.checked_limit(limit), before=before)
         return Rows(self._session(info) for info in self._checked(found))

@@ -12,7 +12,6 @@ import pytest
 
 from session_middleware import Session, Sessions
 from session_middleware.memory.session_memory import SessionMemory
-from session_middleware.models import SessionInfo
 from session_middleware.settings import SessionSettings
 from session_middleware.user_sessions import UserSessions
 
@@ -23,15 +22,13 @@ ALONE = {  # methods that neither read nor write the database
         *("on_closed", "on_error", "on_expiring", "on_opened", "on_resumed", "on_state_changed"),
     },
     UserSessions: {"config"},
-    Session: {"config", "history", "of", "path", "tool"},
+    Session: {"config", "history", "path", "tool"},
     SessionMemory: {"has", "namespace", "namespaces"},
 }
 
 
 def methods(cls: type) -> dict[str, Any]:
-    inherited = dir(SessionInfo) if issubclass(cls, SessionInfo) else ()  # pydantic's own
-    found = inspect.getmembers(cls, inspect.isroutine)
-    return {name: one for name, one in found if not name.startswith("_") and name not in inherited}
+    return {name: one for name, one in inspect.getmembers(cls, inspect.isroutine) if not name.startswith("_")}
 
 
 def pairs() -> Iterator[Any]:

@@ -168,7 +168,7 @@ class World:
         if session is None:
             return None
         events = [event for event in session.events() if event.kind != "denied"]
-        return session.model_dump(exclude={"last_seq"}), session.messages(), events, session.memory.list()
+        return dict(session), session.messages(), events, session.memory.list()
 
     @contextmanager
     def inside(self, config: Any) -> Iterator[None]:

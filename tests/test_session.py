@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
+from pydantic import BaseModel
 
 import session_middleware
 from session_middleware import Session, SessionClosed, SessionError, SessionNotFound, Sessions, errors
@@ -158,6 +159,26 @@ def test_sessions_in_hand_can_be_pickled_and_are_their_fields_then(sessions: Ses
         (read,) = pickle.loads(pickle.dumps(held))
         assert type(read) is SessionInfo
         assert dict(read) == dict(held[0])
+
+
+def test_completion_shows_the_fields_and_methods_of_a_session_and_no_others(sessions: Sessions) -> None:
+    session = sessions.open("t")
+    methods = {name for name, _ in inspect.getmembers(Session, inspect.isroutine) if not name.startswith("_")}
+    shown = {name for name in dir(session) if not name.startswith("_")}
+    assert shown == {*SessionInfo.model_fields, *methods, "acting", "columns", "memory"}
+    assert not shown & {*dir(BaseModel)}
+
+
+def test_a_session_is_a_frozen_value(sessions: Sessions) -> None:
+    session = sessions.open("t", title="Tea")
+    assert session == sessions.get("t")
+    assert len({session, sessions.get("t")}) == 1
+    assert session != sessions.get("t").update(title="Coffee")
+    with pytest.raises(AttributeError, match=r"update\(title=…\)"):
+        session.title = "Coffee"
+    with pytest.raises(AttributeError):
+        del session.title
+    assert copy.copy(session).title == session.title == "Tea"
 
 
 def test_a_deep_copy_of_a_session_works_and_shares_no_fields_with_it(sessions: Sessions) -> None:

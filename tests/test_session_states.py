@@ -305,7 +305,7 @@ async def test_a_copy_keeps_title_tags_and_metadata_and_is_its_owners(open_sessi
     graph.invoke(human("hi"), sessions.config("t", user_id="alice"))
     for copy in (sessions.copy("t"), await sessions.acopy("t", "named"), sessions.for_user("alice").copy("t")):
         assert (copy.user_id, copy.parent_id, copy.opened_as) == ("alice", "t", "forked")
-        assert copy.model_dump(include={*details}) == details | {"tags": ("x",)}
+        assert dict(copy).items() >= (details | {"tags": ("x",)}).items()
         assert len(graph.get_state(copy.config()).values["messages"]) == 2
         assert [message.text for message in copy.messages()] == ["hi", "you said hi"]
     assert sessions.find("named") is not None

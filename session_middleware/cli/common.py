@@ -114,7 +114,7 @@ def print_result(value: Any, picture: RenderableType, *, as_json: bool) -> None:
     from pydantic_core import to_jsonable_python
 
     if as_json:
-        click.echo(json.dumps(to_jsonable_python(value), indent=2))
+        click.echo(json.dumps(to_jsonable_python(value, fallback=dict), indent=2))
     else:
         console_of_stdout().print(picture, crop=False)
 

@@ -26,7 +26,7 @@ from session_middleware.models import (
     Message,
     ModelCall,
     Run,
-    SessionInfo,
+    SessionFields,
     ToolCall,
     Usage,
     facts_of,
@@ -171,7 +171,7 @@ def message_line(message: Message) -> Text:
     return Text.assemble(_styled(message.role), ": ", visible_line(shortened(message.text, _MESSAGE_CHARACTERS)))
 
 
-def timeline(session: SessionInfo, records: Sequence[Record], *, full: bool = False) -> RenderableType:
+def timeline(session: SessionFields, records: Sequence[Record], *, full: bool = False) -> RenderableType:
     """The facts about a session, and one row for each record.
 
     Unless `full`, long text is cut, and a record that another row describes is left out: a tool message whose

@@ -60,7 +60,7 @@ def seen(url: str) -> dict[str, Any]:
         for info in sessions.list(limit=None):
             session = sessions.get(info.id)
             found[info.id] = {
-                "session": info.model_dump(),
+                "session": dict(info),
                 "messages": session.messages(all_versions=True),
                 "history": session.history().messages,
                 "timeline": session.timeline(),
