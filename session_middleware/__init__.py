@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from session_middleware.errors import *
+    from session_middleware.experiments.replay import NotOnRecord
     from session_middleware.memory.tools import memory_tools
     from session_middleware.session import Session
     from session_middleware.sessions import Sessions
@@ -37,6 +38,7 @@ __all__ = [
     "MemoryNotFound",
     "MemoryScopeUnavailable",
     "NotAGraph",
+    "NotOnRecord",
     "PathTemplateError",
     "Session",
     "SessionAccessDenied",
@@ -60,6 +62,7 @@ __all__ = [
 
 
 _MODULES = dict.fromkeys(__all__, "errors") | {
+    "NotOnRecord": "experiments.replay",
     "Session": "session",
     "SessionSettings": "settings",
     "Sessions": "sessions",

@@ -13,6 +13,7 @@
     ├── SessionLimitReached   (ValueError)       max_sessions is reached
     ├── GraphHasPart          (ValueError)       attach() would replace a checkpointer, store or recorder
     ├── NotAGraph             (TypeError)        attach() was given something else
+    ├── NotOnRecord           (LookupError)      a replayed call has no recorded answer; in `experiments.replay`
     ├── InvalidTransition     (ValueError)       a status that cannot follow the current one
     ├── InvalidSessionId      (ValueError)       a missing or invalid session id
     ├── InvalidIdentity       (ValueError)       an invalid user or group id

@@ -35,6 +35,7 @@ from session_middleware.storage.types import (
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
+    from session_middleware.experiments.replay import Replay
     from session_middleware.sessions import Sessions
 
 T = TypeVar("T")
@@ -175,6 +176,22 @@ class SessionAccess:
             raise SessionNotFound(chosen)
         return explain_absence(chosen, tombstone, settings)
 
+    def replay(self, session_id: object, *, on_missing: Literal["refuse", "run"] = "refuse") -> Replay:
+        """The recorded answers of a session, to run its agent again: ``replay.tools(tools)``, ``replay.model()``.
+
+        Reads the current branch of the conversation once, into memory; the session is not changed.
+
+        Args:
+            on_missing: what a call that is not on record does: it raises `NotOnRecord`, or executes the tool.
+
+        Raises:
+            SessionNotFound: there is no such session, or it is another user's.
+        """
+        from session_middleware.experiments.replay import replay_of
+
+        validation.check_choice("on_missing", on_missing, ("refuse", "run"))
+        return replay_of(self.get(session_id), self._operator.recorder.buffer.redaction.redacted, on_missing)
+
     # Over all sessions
 
     def search(
@@ -294,6 +311,7 @@ class SessionAccess:
     adelete = async_twin(delete)
     arestore = async_twin(restore)
     aexplain = async_twin(explain)
+    areplay = async_twin(replay)
     asearch = async_twin(search)
     ausage = async_twin(usage)
     atool_calls = async_twin(tool_calls)

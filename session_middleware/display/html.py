@@ -29,7 +29,7 @@ class Rows(list[V]):
 def rows_html(values: Sequence[Any]) -> str:
     """Values of one class, one row each, by their `columns`, or else by their fields that are not empty."""
     if not values:
-        return "<p>nothing</p>"
+        return paragraph_html("nothing")
     shown = values[:MAX_ROWS]
     names = _columns(shown)
     cells = [[_cell(getattr(one, name)) for name in names] for one in shown]
@@ -47,6 +47,10 @@ def _columns(values: Sequence[Any]) -> Sequence[str]:
 def facts_html(facts: Mapping[str, Any]) -> str:
     """Names and values, one row each, without those that are ``None``."""
     return table_html([], [[name, _cell(value)] for name, value in facts.items() if value is not None])
+
+
+def paragraph_html(text: str) -> str:
+    return f"<p>{_safe(text)}</p>"
 
 
 def table_html(columns: Sequence[str], rows: Iterable[Sequence[str]], hidden: int = 0) -> str:

@@ -56,7 +56,7 @@ class SessionHistory(BaseChatMessageHistory):
         """Return the stored messages, without draining the recorder first."""
         recorded = self._storage.list_messages(self._session_id)
         return [
-            self._to_message(message)
+            self.to_message(message)
             for message in recorded  # of the outermost graph's state, or of a history that was given or appended
             if (not message.checkpoint_ns or SHARED in message.flags) and {ASIDE, RESUME}.isdisjoint(message.flags)
         ]
@@ -88,7 +88,8 @@ class SessionHistory(BaseChatMessageHistory):
     async def aclear(self) -> None:
         await self._run(self.clear)
 
-    def _to_message(self, message: Message) -> BaseMessage:
+    def to_message(self, message: Message) -> BaseMessage:
+        """Convert a recorded message to LangChain's."""
         read_file = partial(self._storage.find_file, self._session_id)
         content, extra = restore_files([message.content, message.extra], read_file)
         text = message.text if content is None else content

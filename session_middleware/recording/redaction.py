@@ -106,6 +106,10 @@ class RedactionPolicy:
             return all(kind in kinds for kinds in (default, *self._record.values()))
         return kind in self._record.get(tool or "*", default)
 
+    def redacted(self, value: Any) -> Any:
+        """Return a JSON value as the record would have it."""
+        return self._redact(value, [])
+
     def entries(self, entries: Sequence[T]) -> Sequence[T]:
         """Return redacted entries, without those that the ``record`` setting excludes."""
         if self._changes_nothing:

@@ -1,0 +1,1 @@
+"""Running a recorded session again, and comparing two sessions."""
