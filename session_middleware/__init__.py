@@ -37,6 +37,7 @@ __all__ = [
     "MemoryAccessDenied",
     "MemoryNotFound",
     "MemoryScopeUnavailable",
+    "MissingExtra",
     "NotAGraph",
     "NotOnRecord",
     "PathTemplateError",

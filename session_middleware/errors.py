@@ -23,6 +23,7 @@
     ├── InvalidMemoryArgument (TypeError, ValueError)  an invalid argument of a memory operation
     ├── MemoryNotFound        (KeyError)         promote() names an unknown memory
     ├── MemoryScopeUnavailable (ValueError)      a scope for which the session has no id
+    ├── MissingExtra          (ImportError)      a method needs a package that is not installed
     ├── PathTemplateError     (ValueError)       a path template with an unknown or empty field
     ├── UnknownStatus         (ValueError)       list() filters by an unknown status
     ├── UnknownStrategy       (ValueError)       prune() names an unknown strategy
@@ -252,6 +253,14 @@ class InvalidArgument(InvalidSettings):
         self.name = name
         self.problems = [f"{name} cannot be {reprlib.repr(value)}"]
         SessionError.__init__(self, f"{self.problems[0]}; give {wanted}")
+
+
+class MissingExtra(SessionError, ImportError):
+    def __init__(self, what: str, extra: str) -> None:
+        self.extra = extra
+        super().__init__(
+            f"{what} needs a package that is not installed; run: pip install 'session-middleware[{extra}]'"
+        )
 
 
 class PathTemplateError(SessionError, ValueError):

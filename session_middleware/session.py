@@ -50,7 +50,9 @@ R = TypeVar("R", ToolCall, ModelCall, Run, Event)
 
 if TYPE_CHECKING:
     from session_middleware.checkpoint.saver import SessionSaver
+    from session_middleware.experiments.comparison import Comparison
     from session_middleware.sessions import Sessions
+    from session_middleware.user_sessions import SessionAccess
 
 
 def _recording(method: Callable[Concatenate[ManualRecorder, P], T]) -> Callable[Concatenate[Session, P], T]:
@@ -380,6 +382,27 @@ class Session(SessionFields):
             hook_faults=self._sessions.hooks.faults,
         )
 
+    def compare(self, other: Session | str) -> Comparison:
+        """Where this session and another one part: messages, tool calls, results, tokens, cost and time.
+
+        Compares the current branches, and the totals of all branches. `other` is an id, or a session of any database,
+        to which the caller of this session needs access too.
+
+        Raises:
+            SessionNotFound: there is no such session, or it is another user's.
+        """
+        from session_middleware.experiments.comparison import Compared, comparison_of
+        from session_middleware.experiments.current_branch import current_branch
+
+        sessions: SessionAccess = other._sessions if isinstance(other, Session) else self._sessions
+        if (by := self._identity) is not None:
+            sessions = sessions._operator.for_user(str(by.user_id), by.group_ids, group_id=by.group_id)
+        a, b = (
+            Compared(session.id, *current_branch(session), session.model_calls(), session.stats())
+            for session in (self, sessions.get(other))
+        )
+        return comparison_of(a, b)
+
     def file(self, hash: str) -> bytes | None:
         """A file or image of a message, by the ``"sha256:…"`` that replaces it in the content."""
         validation.check_text("hash", hash)
@@ -494,6 +517,7 @@ class Session(SessionFields):
     aevents = async_twin(events)
     atimeline = async_twin(timeline)
     astats = async_twin(stats)
+    acompare = async_twin(compare)
     afile = async_twin(file)
     aadd = async_twin(add)
     aadd_history = async_twin(add_history)

@@ -19,6 +19,7 @@ from langgraph.errors import GraphBubbleUp
 from session_middleware.display.text import arguments_text, plural
 from session_middleware.errors import InvalidArgument, SessionError
 from session_middleware.experiments.answers import is_withheld, problem_of
+from session_middleware.experiments.current_branch import current_branch
 from session_middleware.experiments.differences import key_of, likeness
 from session_middleware.experiments.replay_report import MadeCall, ReplayReport, report_of
 from session_middleware.experiments.replayed_model import ReplayedModel
@@ -167,16 +168,12 @@ class Replay:
 
 def replay_of(session: Session, redacted: Callable[[Any], Any], on_missing: OnMissing) -> Replay:
     """Read the current branch of a session's record."""
-    said = session.messages()
-    own = {message.message_id for message in said}
-    others = {message.message_id for message in session.messages(branch="all")} - own
+    said, calls = current_branch(session)
     restored = partial(restore_files, read=session.file)
     calls = [
-        call.model_copy(update={"result": restored(call.result), "artifact": restored(call.artifact)})
-        for call in session.tool_calls()
-        if call.message_id not in others
+        call.model_copy(update={"result": restored(call.result), "artifact": restored(call.artifact)}) for call in calls
     ]
-    answered = {call.message_id for call in session.model_calls()} & own
+    answered = {call.message_id for call in session.model_calls()} & {message.message_id for message in said}
     history = session.history()
     answers = [
         _unpriced(history.to_message(message))
