@@ -210,6 +210,32 @@ class Session(SessionFields):
         self._sessions._resources.close([self.id])
         return self._changed(info)
 
+    # Forks
+
+    @validation.spelled_out(validation.SessionOptions)
+    def fork(self, at: Any = None, *, id: object = None, **options: Unpack[validation.SessionOptions]) -> Self:
+        """A new session of the same owner that begins as this one did: its state, messages, title, tags and metadata.
+
+        The stored values are shared, so a fork costs a row for each message and checkpoint, and remains whole if this
+        session is deleted. Runs, calls, tokens and costs of this session are not counted again.
+
+        Args:
+            at: a message or a run, or its id: the fork ends before it; or the id of a checkpoint: the fork ends with
+                it. ``None``: everything is kept, with all branches. Messages that were given in one call are before
+                or after the point together.
+            id: the id of the fork; by default a new one.
+            options: fields of the fork, as for `update`.
+
+        Raises:
+            InvalidArgument: `at` is not in this session, or the checkpoints there were deleted.
+            SessionAccessDenied: the caller may only read the session.
+            SessionExists: a session has the id already.
+        """
+        target, details = self._sessions._id_of(id), validation.details_of(**options)
+        point = validation.point_of(at)
+        self._sessions.recorder.drain(self.id)
+        return self._changed(self._storage.copy_session(self.id, target, at=point, details=details))
+
     def delete(self) -> DeletionCounts:
         """Delete the session and all its data. Returns the numbers of rows deleted."""
         return self._sessions._delete(self.id, self._storage, self._identity)
@@ -507,6 +533,7 @@ class Session(SessionFields):
     acomplete = async_twin(complete)
     afail = async_twin(fail)
     aabandon = async_twin(abandon)
+    afork = async_twin(fork)
     adelete = async_twin(delete)
     amessages = async_twin(messages)
     adelete_message = async_twin(delete_message)

@@ -138,8 +138,7 @@ class SessionAccess:
             SessionAccessDenied: the user may only read the session. A fork belongs to the owner of the original.
             SessionExists: a session has the new id already.
         """
-        source, target = self.get(session_id), self._operator._id_of(to)
-        return self._session(source._storage.copy_session(source.id, target))
+        return self.get(session_id).fork(id=to)
 
     def delete(self, session_id: object) -> DeletionCounts:
         """Delete a session and its archive. Returns the numbers of rows deleted.

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
+from langgraph.types import Command
 
-from session_middleware import Sessions
+from session_middleware import InvalidArgument, SessionExists, SessionNotFound, Sessions
 from tests.support import agents
 from tests.support.agents import human, said
 
@@ -99,3 +100,119 @@ def test_images_come_along_and_what_was_deleted_does_not_come_back(sessions: Ses
     assert fork.file(name) == picture
     graph.invoke(human("go on"), fork.config())
     assert "my secret" not in texts(fork)
+
+
+# At a point
+
+
+def values(graph: Any, session: Any) -> list[str]:
+    return [message.text for message in graph.get_state(session.config()).values.get("messages", [])]
+
+
+def test_a_fork_before_a_message_or_a_run_has_what_was_said_before_it(sessions: Sessions) -> None:
+    graph = with_a_branch(sessions)
+    source = sessions.get("a")
+    asked, answer = source.messages()[2:]
+    first, second, third = source.runs()
+    points = {asked: ONE, asked.message_id: ONE, first.id: [], second: ONE, third: ONE, source.messages()[0]: []}
+    for at, kept in points.items():
+        fork = source.fork(at, title="tried")
+        assert (texts(fork), values(graph, fork), fork.message_count) == (kept, kept, len(kept))
+        assert (fork.parent_id, fork.title, fork.user_id, fork.opened_as) == ("a", "tried", "alice", "forked")
+        assert (fork.branches(), fork.branch, fork.events()[0].detail["from"]) == ([], "main", "a")
+        graph.invoke(human("three"), fork.config())
+        assert texts(fork) == values(graph, fork) == [*kept, "three", "you said three"]
+    before_answer = source.fork(answer)
+    assert texts(before_answer) == values(graph, before_answer) == [*ONE, "two, edited"]
+    graph.invoke(None, before_answer.config())
+    assert texts(before_answer) == values(graph, before_answer) == ONE + EDITED
+
+
+def test_a_fork_at_a_checkpoint_of_an_older_branch_has_that_branch(sessions: Sessions) -> None:
+    graph = with_a_branch(sessions)
+    source = sessions.get("a")
+    snapshots = list(graph.get_state_history(source.config()))
+    for snapshot in snapshots:
+        if "input" not in snapshot.metadata["source"]:
+            fork = source.fork(snapshot.config["configurable"]["checkpoint_id"])
+            said_there = [message.text for message in snapshot.values["messages"]]
+            assert texts(fork) == values(graph, fork) == said_there
+            assert len(list(graph.get_state_history(fork.config()))) <= len(snapshots)
+    forks = sessions.get("a").fork(id="b").fork(id="c").fork(next(iter(sessions.get("c").messages())), id="d")
+    sessions.delete("a")
+    assert (texts(forks), texts(sessions.get("c"))) == ([], ONE + EDITED)
+    graph.invoke(human("four"), sessions.get("c").config())
+    assert texts(sessions.get("c"))[-2:] == ["four", "you said four"]
+
+
+def test_a_fork_stores_no_value_again(sessions: Sessions) -> None:
+    graph = sessions.attach(agents.chat())
+    for text in ("one " * 5_000, "two " * 5_000):
+        graph.invoke(human(text), sessions.config("a"))
+    fork = sessions.get("a").fork(sessions.get("a").messages()[2])
+    assert fork.stats().checkpoint_count == 3
+    blobs = sessions._storage._database.read(  # type: ignore[attr-defined]
+        lambda connection: connection.execute("SELECT COUNT(DISTINCT digest), COUNT(*) FROM blobs").fetchone()
+    )
+    assert blobs[0] == blobs[1]
+
+
+def test_a_point_that_is_not_there_is_named_and_nothing_is_made(sessions: Sessions) -> None:
+    graph = with_a_branch(sessions)
+    sessions.open("other", user_id="alice").add({"role": "user", "content": "x"})
+    session, count = sessions.get("a"), sessions.count()
+    for at in ("", "unknown", "\x00", "'; DROP", "x" * 100_000, 5, sessions.get("other").messages()[0]):
+        with pytest.raises(InvalidArgument, match="at cannot be"):
+            session.fork(at)
+    with pytest.raises(SessionNotFound):
+        sessions.for_user("mallory").get("a")
+    with pytest.raises(SessionExists):
+        session.fork(id="other")
+    asked = session.messages()[2]
+    sessions.checkpointer.prune(["a"])
+    with pytest.raises(InvalidArgument, match="not deleted"):
+        session.fork(asked)
+    assert sessions.count() == count
+    assert values(graph, session) == ONE + EDITED
+
+
+def test_questions_stay_open_in_a_fork_and_answers_are_given_apart(sessions: Sessions) -> None:
+    graph = sessions.attach(agents.approval())
+    graph.invoke(human("do it"), sessions.config("a"))
+    waiting = sessions.get("a").fork()
+    tip = graph.get_state(sessions.get("a").config()).config["configurable"]["checkpoint_id"]
+    at_tip = sessions.get("a").fork(tip)
+    graph.invoke(Command(resume="yes"), sessions.config("a"))
+    later = sessions.get("a").fork(tip)
+    for fork in (waiting, at_tip, later, sessions.get("a").fork(sessions.get("a").runs()[1])):
+        assert [len(task.interrupts) for task in graph.get_state(fork.config()).tasks] == [1]
+        graph.invoke(Command(resume="no"), fork.config())
+        assert graph.get_state(fork.config()).next == ()
+        assert texts(fork) != texts(sessions.get("a"))
+        assert "no" in str(graph.get_state(fork.config()).values)
+
+
+def test_subgraphs_with_state_of_their_own_are_forked_to_the_same_point(sessions: Sessions) -> None:
+    graph = sessions.attach(agents.nested().compile())
+    for text in ("one", "two", "three"):
+        graph.invoke(human(text), sessions.config("a"))
+    source = sessions.get("a")
+    runs = source.runs()
+    for number, run in enumerate(runs):
+        fork = source.fork(run)
+        twin = sessions.config(f"twin-{number}")
+        for text in ("one", "two", "three")[:number]:
+            graph.invoke(human(text), twin)
+        for config in (fork.config(), twin):
+            graph.invoke(human("other"), config)
+        assert texts(fork) == texts(sessions.get(f"twin-{number}"))
+        assert fork.stats().checkpoint_count == sessions.get(f"twin-{number}").stats().checkpoint_count
+
+
+def test_a_loop_by_hand_is_forked_by_its_record(sessions: Sessions) -> None:
+    session = sessions.open("a")
+    for text in ("one", "two", "three"):
+        session.add({"role": "user", "content": text})
+    fork = session.fork(session.messages()[1])
+    fork.add({"role": "user", "content": "other"})
+    assert (texts(fork), texts(session)) == (["one", "other"], ["one", "two", "three"])

@@ -143,13 +143,17 @@ class Storage(Protocol):
     def postpone_expiry(self, session_id: str, until: datetime) -> None:
         """The session does not expire before `until`, or before its next activity ends the postponement."""
 
-    def copy_session(self, source: str, target: str) -> SessionInfo:
+    def copy_session(
+        self, source: str, target: str, *, at: str | None = None, details: SessionDetails | None = None
+    ) -> SessionInfo:
         """Fork: copy checkpoints, writes, owner, messages with their branches and ids, and files.
 
+        `at` is the id of a message or run, before which the fork ends; or of a checkpoint of the outermost graph, which
+        is its last one. The fork then has one line of the conversation. `details` are set in the same transaction.
         Runs, calls, events and token counts are not copied. Title, purpose, tags and metadata are copied unless the
         target was opened before. Source and target are one family and share the stored values.
         Raises `SessionNotFound` for an unknown source, and `SessionExists` for a target that has a state, messages,
-        forks or another owner, or is archived.
+        forks or another owner, or is archived, and `InvalidArgument` for an unknown `at`.
         """
 
     def delete_session(self, session_id: str, *, by: Identity | None = None) -> DeletionCounts:

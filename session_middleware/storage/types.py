@@ -70,6 +70,15 @@ class SessionDetails(NamedTuple):
     on_resume: OnResume | None = None
 
 
+class MessagePoint(NamedTuple):
+    """Where a message is in the record, and where it entered the state of the outermost graph."""
+
+    seq: int
+    checkpoint_id: str | None = None  # the first checkpoint that contains it; None: it is in no state
+    parent_id: str | None = None  # the checkpoint before that, if it is stored
+    is_complete: bool = True  # the checkpoint before that is stored, or there was none
+
+
 class SessionSize(NamedTuple):
     checkpoints: int
     bytes: int  # an estimate from the sizes of the rows

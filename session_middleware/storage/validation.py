@@ -15,8 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from session_middleware.errors import InvalidArgument, InvalidMemoryArgument, UnknownStatus
 from session_middleware.lifecycle import owner_id_or_none
-from session_middleware.models import Identity, OnExpire, OnResume, Status, Visibility
+from session_middleware.models import Identity, Message, OnExpire, OnResume, Run, Status, Visibility
 from session_middleware.settings import own_seconds, parse_duration
+from session_middleware.storage.jsonable import clean
 from session_middleware.storage.types import SessionDetails, SessionFilter
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -193,6 +194,13 @@ def validated(name: str, value: object, kind: Any, wanted: str) -> Any:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError:
         raise InvalidArgument(name, value, wanted=wanted) from None
+
+
+def point_of(at: object) -> str | None:
+    """The id of a point to fork at."""
+    found = at.message_id if isinstance(at, Message) else at.id if isinstance(at, Run) else at
+    check_kind("at", found, str | None, "a message, run or checkpoint of this session, or its id")
+    return None if found is None else clean(found)  # type: ignore[arg-type]  # checked
 
 
 def check_choice(name: str, value: object, known: Sequence[str]) -> None:

@@ -324,10 +324,12 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
     ) -> dict[str, StoredHistory]:
         return self._read(delta_channels.get_history, session_id, checkpoint_ns, checkpoint_id, channels, self.name)
 
-    def copy_session(self, source: str, target: str) -> SessionInfo:
+    def copy_session(
+        self, source: str, target: str, *, at: str | None = None, details: SessionDetails | None = None
+    ) -> SessionInfo:
         def operation(connection: Connection) -> SessionInfo:
             with blobs.reading_rows(source):
-                return forks.copy(connection, source, target, self._rules)
+                return forks.copy(connection, source, target, self._rules, at, details)
 
         return self._database.write(operation)
 

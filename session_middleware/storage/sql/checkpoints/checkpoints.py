@@ -406,6 +406,43 @@ def copy(connection: Connection, home: int, session_id: str, to: str) -> None:
         )
 
 
+def copy_some(connection: Connection, key: tuple[int, str, str], places: Sequence[tuple[str, str]]) -> None:
+    """`copy` of some checkpoints, by namespace and position, without their writes."""
+    home, session_id, to = key
+    connection.executemany(
+        f"INSERT INTO checkpoints (home, session_id, {_COLUMNS['checkpoints']})"
+        f" SELECT home, CAST(? AS TEXT), {_COLUMNS['checkpoints']} FROM checkpoints"
+        " WHERE home = ? AND session_id = ? AND checkpoint_ns = ? AND position = ?",
+        [(to, home, session_id, *place) for place in places],
+    )
+
+
+def copy_writes(
+    connection: Connection,
+    key: tuple[int, str, str],
+    owners: Sequence[tuple[str, str]],
+    *,
+    only_questions: bool = False,
+) -> None:
+    """Copy the writes of checkpoints, by namespace and id.
+
+    Args:
+        only_questions: of tasks that were interrupted, the questions; and all of tasks beside these.
+    """
+    home, session_id, to = key
+    own = "home = ?2 AND session_id = ?3 AND checkpoint_ns = ?4 AND checkpoint_id = ?5"
+    asking = f"SELECT task_id FROM writes WHERE {own} AND channel = '__interrupt__'"
+    chosen = (
+        f" AND channel != '__resume__' AND EXISTS ({asking})"
+        f" AND (channel = '__interrupt__' OR task_id NOT IN ({asking}))"
+    )
+    connection.executemany(
+        f"INSERT INTO writes (home, session_id, {_COLUMNS['writes']})"
+        f" SELECT home, CAST(?1 AS TEXT), {_COLUMNS['writes']} FROM writes WHERE {own}{chosen * only_questions}",
+        [(to, home, session_id, *owner) for owner in owners],
+    )
+
+
 def rename(connection: Connection, home: int, session_id: str, to: str) -> None:
     for table in _COLUMNS:
         sql = f"UPDATE {table} SET session_id = ? WHERE home = ? AND session_id = ?"

@@ -1,20 +1,30 @@
-"""Forks: a session that begins with the state of another one, and shares its stored values."""
+"""Forks: a session that begins with the state of another one, or with a part of it, and shares its stored values."""
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 
 from session_middleware.errors import SessionExists
 from session_middleware.models import SessionInfo, to_text
-from session_middleware.storage.sql.checkpoints import checkpoints, latest_checkpoint
+from session_middleware.storage.sql.checkpoints import checkpoints, latest_checkpoint, points
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.record import runs
 from session_middleware.storage.sql.sessions import endings, events, session_rows, tombstones
+from session_middleware.storage.types import SessionDetails
 
 
-def copy(connection: Connection, source_id: str, target_id: str, rules: EngineContext) -> SessionInfo:
+def copy(
+    connection: Connection,
+    source_id: str,
+    target_id: str,
+    rules: EngineContext,
+    at: str | None = None,
+    details: SessionDetails | None = None,
+) -> SessionInfo:
     source, now = session_rows.get(connection, source_id), rules.clock()
+    cut = None if at is None else points.cut_at(connection, source_id, at)
     target = session_rows.find(connection, target_id)
     if target is None:
         _insert(connection, source, target_id, rules, now)
@@ -25,16 +35,48 @@ def copy(connection: Connection, source_id: str, target_id: str, rules: EngineCo
         )
     else:
         raise SessionExists(target_id)
-    checkpoints.copy(connection, source.home, source_id, target_id)
-    latest_checkpoint.copy(connection, source_id, target_id)
+    if cut is None:
+        checkpoints.copy(connection, source.home, source_id, target_id)
+        latest_checkpoint.copy(connection, source_id, target_id)
+    elif cut.point is not None:
+        _copy_line(connection, (source.home, source_id, target_id), cut.point, is_last=cut.is_last)
     connection.execute(_SHARED, (source_id,))
-    runs.copy(connection, source_id, target_id)
-    events.append(connection, target_id, "forked", None, {"from": source_id}, now)
-    return session_rows.get(connection, target_id)
+    runs.copy(connection, source_id, target_id, None if cut is None else cut.line)
+    events.append(connection, target_id, "forked", None, {"from": source_id} | ({"at": at} if at else {}), now)
+    return session_rows.update(connection, target_id, details or SessionDetails(), rules)
 
 
 # The lists are shared from now on, so the lengths that a process has cached are no longer valid.
 _SHARED = "UPDATE sessions SET version = version + 1 WHERE id = ?"
+
+
+def _copy_line(connection: Connection, key: tuple[int, str, str], upto: points.Point, *, is_last: bool) -> None:
+    """Copy a checkpoint and its ancestors, with the checkpoints of subgraphs that ran in between.
+
+    If checkpoints follow it (not `is_last`), its tasks are executed again: of its writes, only its questions remain.
+    """
+    home, source_id, target_id = key
+    own = "FROM checkpoints WHERE home = ? AND session_id = ? AND checkpoint_ns"
+    outer = f"SELECT checkpoint_id, parent_id, position {own} = '' AND position <= ?"
+    parents = {row[0]: row[1:] for row in connection.execute(outer, (home, source_id, upto.position)).fetchall()}
+    kept: dict[str, tuple[str, str]] = {}
+    nearest: str | None = upto.checkpoint_id
+    while nearest is not None and nearest in parents:
+        parent, position = parents.pop(nearest)
+        kept[nearest], nearest = ("", position), parent
+    finished = kept.keys() - (set() if is_last else {upto.checkpoint_id})
+    subgraphs = f"SELECT checkpoint_ns, position, checkpoint_id, enclosing {own} != ''"
+    inner = [
+        row[:3]
+        for row in connection.execute(subgraphs, (home, source_id)).fetchall()
+        if json.loads(row[3]).get("") in finished
+    ]
+    checkpoints.copy_some(connection, key, [*kept.values(), *(each[:2] for each in inner)])
+    whole = [*(("", each) for each in finished), *((namespace, each) for namespace, _, each in inner)]
+    checkpoints.copy_writes(connection, key, whole)
+    if not is_last:
+        checkpoints.copy_writes(connection, key, [("", upto.checkpoint_id)], only_questions=True)
+    latest_checkpoint.set_(connection, home, target_id, (upto.checkpoint_id, upto.position, len(kept)))
 
 
 def _insert(connection: Connection, source: SessionInfo, target_id: str, rules: EngineContext, now: datetime) -> None:

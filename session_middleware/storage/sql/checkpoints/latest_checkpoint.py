@@ -117,6 +117,14 @@ def copy(connection: Connection, session_id: str, to: str) -> None:
     )
 
 
+def set_(connection: Connection, home: int, session_id: str, head: tuple[str, str, int]) -> None:
+    """Set the latest checkpoint of the outermost graph, the newest position, and the count of checkpoints."""
+    connection.execute(
+        f"UPDATE sessions SET ({HEAD}) = (SELECT ?, ?, CAST(? AS INTEGER), {WRITE_COUNT}) WHERE id = ?",
+        (*head, home, session_id, head[0], session_id),
+    )
+
+
 def recount(connection: Connection, home: int, session_id: str, gone: set[str]) -> None:
     """Subtract deleted checkpoints of the outermost graph from the count. The newest one left replaces the latest."""
     head = find(connection, session_id, "")

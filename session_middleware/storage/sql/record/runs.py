@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from session_middleware.models import to_text
 from session_middleware.storage.processes import is_gone, this_process
 from session_middleware.storage.record_entries import ASIDE, RunEnd
 from session_middleware.storage.sql.checkpoints.rows import AT, at
 from session_middleware.storage.sql.connection import Connection
+from session_middleware.storage.sql.record.branches import Line
 from session_middleware.storage.sql.row_mapping import clean
 from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sql.session_state import SessionWrite
@@ -214,11 +215,22 @@ def rename(connection: Connection, session_id: str, to: str) -> None:
         connection.execute(f"UPDATE {table} SET session_id = ? WHERE session_id = ?", (to, session_id))
 
 
-def copy(connection: Connection, session_id: str, to: str) -> None:
-    """Copy the messages of each branch to a fork, in their order. Runs, tool calls and costs are not copied."""
-    values = {"source": session_id, "to": to}
+def copy(connection: Connection, session_id: str, to: str, line: Line | None = None) -> None:
+    """Copy the messages of each branch, or of one line, to a fork in their order.
+
+    Runs, tool calls and costs are not copied.
+    """
+    values: dict[str, Any] = {"source": session_id, "to": to}
+    parts = {"kept": "TRUE", "branches": "TRUE", "current": "source.branch"}
+    if line is not None:
+        for number, (branch, upto) in enumerate(line):
+            values |= {f"branch_{number}": branch, f"upto_{number}": upto}
+        each = range(len(line))
+        kept = " OR ".join(f"branch = :branch_{number} AND seq <= :upto_{number}" for number in each)
+        branches = f"id IN ({', '.join(f':branch_{number}' for number in each)})"
+        parts = {"kept": f"({kept})", "branches": branches, "current": ":branch_0"}
     for statement in _COPY:
-        connection.execute(statement, values)
+        connection.execute(statement.format(**parts), values)
 
 
 # Copied rows have seqs after those of the target. Events of deletions are copied, because a fork's state may still
@@ -232,11 +244,16 @@ _COPY = (
     f"""
     INSERT INTO messages (session_id, seq, replaced_by, position, {_COPIED})
     SELECT :to, seq + {_SHIFT}, replaced_by + {_SHIFT}, position + {_SHIFT}, {_COPIED}
-    FROM messages WHERE session_id = :source ORDER BY seq
+    FROM messages WHERE session_id = :source AND {{kept}} ORDER BY seq
+    """,
+    """
+    UPDATE messages SET replaced_by = NULL WHERE session_id = :to AND replaced_by IS NOT NULL
+    AND replaced_by NOT IN (SELECT seq FROM messages WHERE session_id = :to)
     """,
     f"""
     INSERT INTO branches (session_id, id, parent_id, parent_seq, created_at)
     SELECT :to, id, parent_id, parent_seq + {_SHIFT}, created_at FROM branches WHERE session_id = :source
+    AND {{branches}}
     """,
     f"""
     INSERT INTO events (session_id, seq, kind, reason, detail, created_at)
@@ -248,15 +265,15 @@ _COPY = (
     """
     INSERT INTO files (session_id, hash, media_type, data)
     SELECT :to, hash, media_type, data FROM files AS own WHERE session_id = :source
-    AND EXISTS (SELECT 1 FROM messages WHERE session_id = :source
+    AND EXISTS (SELECT 1 FROM messages WHERE session_id = :to
     AND (instr(content, own.hash) > 0 OR instr(extra, own.hash) > 0))
     """,
     f"UPDATE checkpoints SET seq = seq + {_SHIFT}"
     " WHERE home = (SELECT home FROM sessions WHERE id = :to) AND session_id = :to",
     """
-    UPDATE sessions SET (last_seq, branch) = (SELECT sessions.last_seq + source.last_seq, source.branch
+    UPDATE sessions SET (last_seq, branch) = (SELECT sessions.last_seq + source.last_seq, {current}
     FROM sessions AS source WHERE source.id = :source), message_count = message_count
-    + (SELECT COUNT(*) FROM messages WHERE session_id = :source AND version = 1) WHERE id = :to
+    + (SELECT COUNT(DISTINCT message_id) FROM messages WHERE session_id = :source AND {kept}) WHERE id = :to
     """,
 )
 
