@@ -260,7 +260,7 @@ def age_of(name: str, value: Any) -> timedelta | None:
 
 
 # The settings that decide the status, the expiry and the end of sessions. None of them is secret.
-_LASTING = frozenset(
+LASTING = frozenset(
     {
         *("idle_after", "idle_timeout", "max_age", "on_expire", "on_resume", "on_closed", "retention", "archive_path"),
         *("max_sessions", "max_sessions_per_user", "on_limit"),
@@ -273,7 +273,7 @@ def lasting_settings(settings: SessionSettings) -> dict[str, Any]:
 
     `load_settings` reads them.
     """
-    found = settings.model_dump(include=set(_LASTING), exclude_defaults=True)
+    found = settings.model_dump(include=set(LASTING), exclude_defaults=True)
     if (path := found.get("archive_path")) is not None:
         found["archive_path"] = str(Path(path).absolute())
     return {name: one.total_seconds() if isinstance(one, timedelta) else one for name, one in sorted(found.items())}

@@ -17,8 +17,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from session_middleware import __version__
-from session_middleware.cli.common import check_database
 from session_middleware.cli.health import facts_grid, line, verdict
+from session_middleware.cli.opening import check_database
 from session_middleware.display.text import plural
 from session_middleware.errors import StorageError
 from session_middleware.settings import SessionSettings

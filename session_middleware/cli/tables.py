@@ -21,6 +21,7 @@ from rich.text import Text
 
 from session_middleware.cli.health import facts_grid
 from session_middleware.display.text import duration_text, plural, shortened, visible, visible_line
+from session_middleware.memory.results import SearchHit
 from session_middleware.models import (
     Event,
     Message,
@@ -86,6 +87,7 @@ _TITLE_CHARACTERS = 40
 _MESSAGE_CHARACTERS = 110
 _FOLDED = frozenset({"user_id", "path"})  # fields that may take several lines
 _UNBOUNDED = 1_000_000  # columns
+MARK = "\0"  # around each word that was found; no text has it
 _NONE = "–"  # noqa: RUF001 - an en dash reads as "none"
 
 
@@ -166,6 +168,20 @@ def usage_table(by: str, usage: Sequence[Usage]) -> RenderableType:
     return Group(listing, Text(f"{plural(total.unpriced, 'call')} of unknown price not in the cost", style="dim"))
 
 
+def search_table(hits: Sequence[SearchHit]) -> RenderableType:
+    """Two lines for each result: its session, and the excerpt with the words that were found."""
+    if not hits:
+        return Text("no messages", style="dim")
+    lines: list[RenderableType] = []
+    for hit in hits:
+        head = Text(visible_line(hit.session_id), "bold", no_wrap=True, overflow="ignore")
+        lines.append(head.append(f"  {hit.created_at.astimezone(UTC):%Y-%m-%d %H:%M}  {hit.role}", "not bold dim"))
+        parts = visible_line(" ".join(hit.snippet.split()).replace(MARK, "\ue000")).split("\ue000")
+        styled = [(part, "bold reverse" if n % 2 else "") for n, part in enumerate(parts)]
+        lines.append(Padding(Text.assemble(*styled), (0, 0, 0, 2)))
+    return Group(*lines, Text("times are UTC", "dim"))
+
+
 def message_line(message: Message) -> Text:
     """The role and the shortened text of a message."""
     return Text.assemble(_styled(message.role), ": ", visible_line(shortened(message.text, _MESSAGE_CHARACTERS)))
@@ -184,25 +200,31 @@ def timeline(session: SessionFields, records: Sequence[Record], *, full: bool = 
     grid.add_column(ratio=1, overflow="fold")
     day = None
     for record in records if full else _not_repeated(records):
-        moment = record.created_at if isinstance(record, (Message, Event)) else record.started_at
-        moment = moment and moment.astimezone(UTC)
+        moment, kind, text = _described(record, full=full)
         if moment and moment.date() != day:
             day = moment.date()
             grid.add_row("", "", Text(day.isoformat(), style="dim"))
-        kind = record.role if isinstance(record, Message) else kind_of(record).removesuffix("_call")
-        text = (
-            _path(record)
-            + record.describe(full=full)
-            + (f"  id {record.id}" if full and isinstance(record, Run) else "")
-        )
-        grid.add_row(
-            f"{moment:%H:%M:%S}" if moment else "", _styled(kind), Text(visible(text), style=_style_of(record))
-        )
+        grid.add_row(f"{moment:%H:%M:%S}" if moment else "", _styled(kind), text)
     facts = facts_of(session)
     del facts["session"]
     title = _text(session.id, "bold")
     title.no_wrap, title.overflow = True, "ignore"
     return Group(title, Panel(facts_grid(facts), border_style="dim", padding=(0, 1)), grid)
+
+
+def record_line(record: Record, *, full: bool = False) -> Text:
+    """The time, kind and text of a record on one line; with `full` on as many lines as its text has."""
+    moment, kind, text = _described(record, full=full)
+    return Text.assemble(f"{moment:%H:%M:%S}" if moment else " " * 8, "  ", _styled(kind), "  ", text)
+
+
+def _described(record: Record, *, full: bool) -> tuple[datetime | None, str, Text]:
+    """The time, kind and text of a record."""
+    moment = record.created_at if isinstance(record, (Message, Event)) else record.started_at
+    kind = record.role if isinstance(record, Message) else kind_of(record).removesuffix("_call")
+    run_id = f"  id {record.id}" if full and isinstance(record, Run) else ""
+    text = visible(_path(record) + record.describe(full=full) + run_id)
+    return moment and moment.astimezone(UTC), kind, Text(text, style=_style_of(record))
 
 
 def _not_repeated(records: Sequence[Record]) -> Iterable[Record]:

@@ -100,6 +100,9 @@ class Storage(Protocol):
         finds nothing more to repair. Nothing is repaired in a file whose pages or schema are damaged.
         """
 
+    def compact(self) -> int | None:
+        """Rebuild the files without unused space, and return the bytes released; ``None``: it is the server's task."""
+
     # Sessions
 
     def open_session(self, context: RunContext, details: SessionDetails) -> SessionInfo:

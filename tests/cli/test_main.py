@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from langchain_core.language_models import GenericFakeChatModel
 
 from session_middleware import Sessions
+from session_middleware.cli import opening
 from session_middleware.cli.main import cli
 from tests.support import agents
 
@@ -28,8 +29,9 @@ Call = Callable[..., Result]
 
 
 @pytest.fixture
-def call() -> Call:
+def call(monkeypatch: pytest.MonkeyPatch) -> Call:
     def call(*arguments: str, said: str = "") -> Result:
+        monkeypatch.setattr(opening, "is_terminal", lambda: bool(said))
         return CliRunner().invoke(cli, arguments, input=said, catch_exceptions=False)
 
     return call
@@ -59,8 +61,8 @@ def test_list_shows_a_line_a_session_latest_first(call: Call, db: str) -> None:
 
 
 def test_list_filters_by_user_and_status(call: Call, db: str) -> None:
-    assert len(json.loads(call("list", "--db", db, "--user", "ada", "--json").output)) == 2
-    assert json.loads(call("list", "--db", db, "--status", "expired", "--json").output) == []
+    assert len(json.loads(call("list", "--db", db, "--user", "ada", "--json").stdout)) == 2
+    assert json.loads(call("list", "--db", db, "--status", "expired", "--json").stdout) == []
     assert "no sessions" in call("list", "--db", db, "--user", "bob").output
 
 
@@ -77,9 +79,9 @@ def test_list_refuses_a_status_there_is_not(call: Call, db: str) -> None:
 
 def test_database_is_the_setting_s_when_none_is_named(call: Call, db: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SESSION_STORAGE_URL", db)
-    assert len(json.loads(call("list", "--json").output)) == 3
+    assert len(json.loads(call("list", "--json").stdout)) == 3
     monkeypatch.setenv("SESSION_STORAGE_URL", f"sqlite:///{db}")
-    assert len(json.loads(call("list", "--json").output)) == 3
+    assert len(json.loads(call("list", "--json").stdout)) == 3
 
 
 def test_list_tells_titles_under_their_ids(call: Call, db: str) -> None:
@@ -94,7 +96,7 @@ def test_list_tells_titles_under_their_ids(call: Call, db: str) -> None:
 
 
 def test_usage_sums_by_user_and_by_tool(call: Call, db: str) -> None:
-    by_user = {each["key"]: each["calls"] for each in json.loads(call("usage", "--db", db, "--json").output)}
+    by_user = {each["key"]: each["calls"] for each in json.loads(call("usage", "--db", db, "--json").stdout)}
     assert by_user == {"ada": 2, None: 1}
     output = call("usage", "--db", db).output
     assert [line.split()[:2] for line in output.splitlines() if line.split()[:1] in (["ada"], ["all"])] == [
@@ -103,13 +105,13 @@ def test_usage_sums_by_user_and_by_tool(call: Call, db: str) -> None:
     ]
     assert "3 calls of unknown price" in output
     assert "no calls" in call("usage", "--db", db, "--by", "tool").output
-    assert json.loads(call("usage", "--db", db, "--by", "session", "--user", "ada", "--json").output)[0]["calls"] == 1
+    assert json.loads(call("usage", "--db", db, "--by", "session", "--user", "ada", "--json").stdout)[0]["calls"] == 1
 
 
 def test_usage_since_is_a_day_or_a_time_ago(call: Call, db: str) -> None:
-    assert len(json.loads(call("usage", "--db", db, "--since", "2020-01-31", "--json").output)) == 2
-    assert len(json.loads(call("usage", "--db", db, "--since", "1d", "--json").output)) == 2
-    assert json.loads(call("usage", "--db", db, "--since", "9999-01-01", "--json").output) == []
+    assert len(json.loads(call("usage", "--db", db, "--since", "2020-01-31", "--json").stdout)) == 2
+    assert len(json.loads(call("usage", "--db", db, "--since", "1d", "--json").stdout)) == 2
+    assert json.loads(call("usage", "--db", db, "--since", "9999-01-01", "--json").stdout) == []
     for text in ("soon", "2026-02-31", "never", "99999999d"):
         result = call("usage", "--db", db, "--since", text)
         assert_is_one_line(result, f"--since cannot be '{text}'", "such as 2026-01-31", "such as 7d", exit_code=2)
@@ -119,11 +121,11 @@ def test_usage_since_is_a_day_or_a_time_ago(call: Call, db: str) -> None:
 
 
 def test_delete_asks_and_says_how_much_that_was(call: Call, db: str) -> None:
-    planned = json.loads(call("delete", "a1", "--db", db, "--dry-run", "--json").output)
+    planned = json.loads(call("delete", "a1", "--db", db, "--dry-run", "--json").stdout)
     refused = call("delete", "a1", "--db", db, said="n\n")
     assert (refused.exit_code, "Delete session 'a1'?" in refused.stderr) == (1, True)
     assert call("show", "a1", "--db", db).exit_code == 0
-    deleted = json.loads(call("delete", "a1", "--db", db, "--yes", "--json").output)
+    deleted = json.loads(call("delete", "a1", "--db", db, "--yes", "--json").stdout)
     same = ("sessions", "checkpoints", "messages", "tool_calls", "memories")
     assert [planned[name] for name in same] == [deleted[name] for name in same]
     assert (planned["dry_run"], deleted["dry_run"], deleted["messages"]) == (True, False, 2)
@@ -136,7 +138,7 @@ def test_delete_takes_an_archive_away(call: Call, db: str, tmp_path: Path) -> No
     with Sessions(db, on_expire="archive", idle_timeout="1ms", archive_path=str(tmp_path / "old")) as sessions:
         sessions.sweep()
     assert len(list((tmp_path / "old").iterdir())) == 3
-    listed = json.loads(call("list", "--archived", "--user", "ada", "--db", db, "--json").output)
+    listed = json.loads(call("list", "--archived", "--user", "ada", "--db", db, "--json").stdout)
     assert {one["session_id"] for one in listed} == {"a1", "a2"}
     assert "idle_timeout" in call("list", "--archived", "--db", db).output
     assert call("list", "--archived", "--status", "idle", "--db", db).exit_code == 2
@@ -149,6 +151,7 @@ def test_delete_takes_an_archive_away(call: Call, db: str, tmp_path: Path) -> No
 def test_restore_brings_an_archived_session_back(call: Call, db: str) -> None:
     with Sessions(db, on_expire="archive", idle_timeout="1ms") as sessions:
         sessions.sweep()
+    Sessions(db).close()  # the settings of the app are the defaults again
     assert_is_one_line(call("show", "a1", "--db", db), "restore it with session-middleware restore")
     assert "session 'a1': it is active" in call("restore", "a1", "--db", db).output
     assert call("show", "a1", "--db", db).exit_code == 0
@@ -159,7 +162,7 @@ def test_restore_brings_an_archived_session_back(call: Call, db: str) -> None:
 def test_pin_exempts_until_unpin(call: Call, db: str) -> None:
     assert "pinned by bob (legal hold)" in call("pin", "a1", "--why", "legal hold", "--by", "bob", "--db", db).output
     sweep = ("sweep", "--db", db, "--idle-timeout", "1ms", "--json")
-    assert {one["session_id"] for one in json.loads(call(*sweep, "--dry-run").output)} == {"a2", "n1"}
+    assert {one["session_id"] for one in json.loads(call(*sweep, "--dry-run").stdout)} == {"a2", "n1"}
     assert "it expires at" in call("unpin", "a1", "--db", db).output
     assert_is_one_line(call("pin", "nobody", "--db", db), "no session 'nobody'")
 
@@ -168,7 +171,7 @@ def test_sweep_cleans_by_age_and_status(call: Call, db: str) -> None:
     with Sessions(db) as sessions:
         sessions.get("a1").complete()
     old = ("sweep", "--db", db, "--older-than", "1ms", "--status", "completed")
-    (planned,) = json.loads(call(*old, "--dry-run", "--json").output)
+    (planned,) = json.loads(call(*old, "--dry-run", "--json").stdout)
     assert (planned["session_id"], planned["reason"], planned["bytes"] > 0) == ("a1", "older_than", True)
     declined = call(*old, said="n\n")
     assert declined.exit_code == 1
@@ -198,7 +201,7 @@ def test_check_finds_and_repairs_and_doctor_says_so(call: Call, db: str) -> None
         {"counter", "orphan", "dead_lease"},
     )
     assert "4 problems repaired, none left" in call("check", "--db", db, "--repair").output
-    assert json.loads(call("check", "--db", db, "--json").output) == []
+    assert json.loads(call("check", "--db", db, "--json").stdout) == []
     with Sessions(db) as sessions:
         assert sessions.get("a1").message_count == 2
         assert "repaired" in [event.kind for event in sessions.get("a1").events()]
@@ -214,7 +217,7 @@ def test_check_compares_errors_and_tokens_with_their_rows(call: Call, db: str) -
         connection.execute(
             "UPDATE sessions SET error_count = 0, input_tokens = 1, output_tokens = output_tokens + 1 WHERE id = 'a1'"
         )
-    found = json.loads(call("check", "--db", db, "--json").output)
+    found = json.loads(call("check", "--db", db, "--json").stdout)
     assert [each["text"].split()[0] for each in found] == ["error_count", "input_tokens", "output_tokens"]
     assert call("check", "--db", db, "--repair").exit_code == 0
     with Sessions(db) as sessions:
@@ -232,9 +235,9 @@ def test_check_finds_a_checkpoint_with_a_missing_piece(call: Call, db: str) -> N
 
 def test_forget_asks_and_gives_a_receipt(call: Call, db: str) -> None:
     assert call("forget", "ada", "--db", db, said="n\n").exit_code == 1
-    assert json.loads(call("forget", "ada", "--db", db, "--dry-run", "--json").output)["sessions"] == 2
+    assert json.loads(call("forget", "ada", "--db", db, "--dry-run", "--json").stdout)["sessions"] == 2
     assert "gone from the files" in call("forget", "ada", "--db", db, "--yes").output
-    assert [each["id"] for each in json.loads(call("list", "--db", db, "--json").output)] == ["n1"]
+    assert [each["id"] for each in json.loads(call("list", "--db", db, "--json").stdout)] == ["n1"]
 
 
 def test_a_user_without_data_or_revocation_is_named_as_such(call: Call, db: str) -> None:
@@ -271,7 +274,7 @@ def test_show_is_cut_short_unless_full(call: Call, db: str) -> None:
 
 
 def test_show_as_json_has_the_session_its_numbers_and_its_record(call: Call, db: str) -> None:
-    shown: dict[str, Any] = json.loads(call("show", "a1", "--db", db, "--json").output)
+    shown: dict[str, Any] = json.loads(call("show", "a1", "--db", db, "--json").stdout)
     assert shown["session"]["id"] == "a1"
     assert shown["stats"]["message_count"] == 2
     said = [row["text"] for row in shown["timeline"] if row["record"] == "message" and row["role"] == "user"]
@@ -292,9 +295,9 @@ def test_looking_changes_nothing(call: Call, db: str) -> None:
 def test_sweep_ends_what_is_due_and_a_dry_run_only_says(call: Call, db: str) -> None:
     sweep = ("sweep", "--db", db, "--idle-timeout", "1ms")
     assert "3 would be ended" in call(*sweep, "--dry-run").output
-    assert json.loads(call("list", "--db", db, "--status", "expired", "--json").output) == []
-    assert {one["session_id"] for one in json.loads(call(*sweep, "--json").output)} == {"a1", "a2", "n1"}
-    assert len(json.loads(call("list", "--db", db, "--status", "expired", "--json").output)) == 3
+    assert json.loads(call("list", "--db", db, "--status", "expired", "--json").stdout) == []
+    assert {one["session_id"] for one in json.loads(call(*sweep, "--json").stdout)} == {"a1", "a2", "n1"}
+    assert len(json.loads(call("list", "--db", db, "--status", "expired", "--json").stdout)) == 3
     assert "nothing is due" in call(*sweep).output
 
 
@@ -304,7 +307,7 @@ def test_sweep_ends_what_is_due_and_a_dry_run_only_says(call: Call, db: str) -> 
 def assert_is_one_line(result: Result, *words: str, exit_code: int = 1) -> None:
     assert result.exit_code == exit_code
     assert result.stdout == ""
-    [line] = result.stderr.splitlines()
+    [line] = [line for line in result.stderr.splitlines() if not line.startswith("Warning: ")]
     assert line.startswith("Error: ")
     for word in words:
         assert word in line
@@ -449,7 +452,7 @@ def test_chat_without_a_thread_opens_a_new_session(call: Call, tmp_path: Path) -
     db = str(tmp_path / "chat.db")
     call("chat", "--db", db, said="hello\n")
     call("chat", "--db", db, said="hello\n")
-    assert len(json.loads(call("list", "--db", db, "--json").output)) == 2
+    assert len(json.loads(call("list", "--db", db, "--json").stdout)) == 2
 
 
 def test_chat_shows_no_more_than_the_last_messages(call: Call, tmp_path: Path) -> None:

@@ -199,6 +199,9 @@ class PostgresDatabase(Database):
     def erase(self) -> int:
         return 0  # deleted rows stay on the server's disk until its next vacuum
 
+    def compact(self) -> None:
+        return None
+
     def is_erased(self) -> bool:
         return False
 

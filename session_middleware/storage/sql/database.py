@@ -155,6 +155,10 @@ class Database:
         """Remove deleted content from the disk, and return the bytes released. In an operation: after its commit."""
         raise NotImplementedError
 
+    def compact(self) -> int | None:
+        """Rebuild the files without unused space, and return the bytes released; ``None``: it is the server's task."""
+        raise NotImplementedError
+
     def is_erased(self) -> bool:
         """Whether no deleted content is left on the disk."""
         raise NotImplementedError

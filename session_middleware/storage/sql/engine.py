@@ -73,6 +73,9 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
     def close(self) -> None:
         self._database.close()
 
+    def compact(self) -> int | None:
+        return self._database.compact()
+
     def run_batch(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[Callable[[], Any]]:
         return self._database.together(calls, durable=durable)
 

@@ -157,6 +157,19 @@ class SqliteDatabase(Database):
                 break
         return freed
 
+    def compact(self) -> int:
+        writer, before = self._writer, self._size()
+        if not self.is_writable:
+            self.write(lambda _: None)  # which raises
+        with writer.lock, self.mapped():
+            writer.rebuild()
+        return before - self._size()
+
+    def _size(self) -> int:
+        """The bytes of the file and its log."""
+        files = (Path(self.path), Path(beside(self.path, "-wal")))
+        return 0 if self.in_memory else sum(file.stat().st_size for file in files if file.exists())
+
     def is_erased(self) -> bool:
         """Whether the write-ahead log is empty. A reader of an older snapshot keeps the log and its content."""
         log = Path(beside(self.path, "-wal"))

@@ -74,6 +74,12 @@ class SqliteWriter(Writer):
     def _is_open(self) -> bool:
         return self.connection.in_transaction  # a full disk ends it
 
+    def rebuild(self) -> None:
+        """Write the file anew without unused pages, and empty the log."""
+        self.connection.execute("VACUUM")
+        if self._wal is not None:
+            self._wal.empty()
+
     def release_pages(self) -> int:
         """Release some unused pages, and return their bytes. If there are none, empty the log."""
         pragmas = ("page_size", "freelist_count")

@@ -1,0 +1,157 @@
+"""Commands that change sessions one by one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from session_middleware.cli import options
+from session_middleware.cli.options import command
+from session_middleware.cli.output import output_options, print_result
+from session_middleware.cli.reading import explain_session
+
+if TYPE_CHECKING:
+    from session_middleware.session import Session
+    from session_middleware.sessions import Sessions
+    from session_middleware.storage.types import DeletionCounts
+
+
+@command("rename last 'Refund of order 7'", "rename thread-42 ''")
+@options.session_argument
+@click.argument("title")
+def rename(session: Session, title: str) -> None:
+    """Give a session a title. An empty one removes it; the id stays."""
+    session = session.update(title=title)
+    click.echo(f"session {session.id!r} " + (f"is titled {session.title!r}" if session.title else "has no title"))
+
+
+@command("tag last vip urgent", "tag thread-42 --remove urgent", "tag thread-42")
+@options.session_argument
+@click.argument("tags", nargs=-1)
+@click.option("--remove", "removed", multiple=True, metavar="TAG", help="A tag to remove; may be repeated.")
+def tag(session: Session, tags: tuple[str, ...], removed: tuple[str, ...]) -> None:
+    """Add tags to a session, remove some, and print them."""
+    wanted = tuple(each for each in dict.fromkeys((*session.tags, *tags)) if each not in removed)
+    if wanted != session.tags:
+        session = session.update(tags=wanted)
+    click.echo(f"session {session.id!r} has {', '.join(map(repr, session.tags)) or 'no tags'}")
+
+
+@command("pin last", "pin thread-42 --why 'legal hold' --by bob")
+@options.session_argument
+@click.option("--why", metavar="TEXT", help="The reason, recorded with the pin and the event.")
+@click.option("--by", metavar="NAME", help="The person who asked for it.")
+def pin(session: Session, why: str | None, by: str | None) -> None:
+    """Exempt a session from expiry and from sweeps."""
+    explain_session(session._sessions, session.pin(why, by=by).id)
+
+
+@command("unpin last")
+@options.session_argument
+def unpin(session: Session) -> None:
+    """End the exemption of a pinned session. Its idle time starts now."""
+    explain_session(session._sessions, session.unpin().id)
+
+
+_ENDINGS = {"completed": "complete", "failed": "fail", "abandoned": "abandon"}  # and their methods
+
+
+@command("close last", "close thread-42 thread-43 --as abandoned --reason 'no answer'", "close --until 30d --yes")
+@options.id_argument("session_ids", nargs=-1)
+@options.filters
+@click.option("--as", "status", type=click.Choice([*_ENDINGS]), default="completed", show_default=True, help="How.")
+@click.option("--reason", metavar="TEXT", help="Recorded with the event.")
+@options.yes_option
+def close(
+    sessions: Sessions,
+    session_ids: tuple[str, ...],
+    where: dict[str, Any],
+    status: str,
+    reason: str | None,
+    yes: bool,
+) -> None:
+    """End sessions as completed, failed or abandoned.
+
+    They are named by their ids, or by filters, which leave out those that have ended.
+    """
+    from session_middleware.cli.opening import chosen_sessions, confirm, counted
+    from session_middleware.lifecycle import OPEN
+
+    found = chosen_sessions(sessions, session_ids, where)
+    found = [session for session in found if session_ids or session.status in OPEN]
+    if len(found) > 1:
+        confirm(f"Close {counted(found)}?", yes=yes)
+    for session in found:
+        getattr(session, _ENDINGS[status])(reason=reason or "by_user")
+    click.echo(f"{counted(found)}: {status}" if found else "no open session found")
+
+
+@command("delete last", "delete thread-42 --dry-run", "delete --tag test --status expired --yes")
+@options.id_argument("session_ids", nargs=-1)
+@options.filters
+@options.dry_run_option
+@options.yes_option
+@output_options
+def delete(
+    sessions: Sessions,
+    session_ids: tuple[str, ...],
+    where: dict[str, Any],
+    dry_run: bool,
+    yes: bool,
+    output: str | None,
+) -> None:
+    """Delete sessions, or an archive. The ids stay reserved for their owners.
+
+    Sessions are named by their ids, or by filters.
+    """
+    from session_middleware.cli.health import deletion_picture
+    from session_middleware.cli.opening import chosen_sessions, confirm, counted, id_of
+
+    if len(session_ids) == 1 and not where:
+        chosen = id_of(sessions, session_ids[0], deleted=True, whole=yes)
+        if sessions.find(chosen) is None and sessions.explain(chosen).status == "archived":
+            _delete_archive(sessions, chosen, dry_run=dry_run, yes=yes, output=output)
+            return
+    found = chosen_sessions(sessions, session_ids, where, whole=yes)
+    if found and not dry_run:
+        running = sum(session.is_running for session in found)
+        runs = f", {running} of them with a run in progress" if len(found) > 1 else ", in which a run is in progress"
+        confirm(f"Delete {counted(found)}{runs if running else ''}?", yes=yes)
+    total = _total([_counts_of(session) if dry_run else sessions.delete(session.id) for session in found])
+    print_result({**total._asdict(), "dry_run": dry_run}, deletion_picture(total, dry_run=dry_run), output)
+
+
+def _delete_archive(sessions: Sessions, session_id: str, *, dry_run: bool, yes: bool, output: str | None) -> None:
+    from session_middleware.cli.health import deletion_picture
+    from session_middleware.cli.opening import confirm
+    from session_middleware.storage.types import DeletionCounts
+
+    if not dry_run:
+        confirm(f"Delete the archive of {session_id!r}?", yes=yes)
+    counts = DeletionCounts(1) if dry_run else sessions.delete(session_id)
+    print_result({**counts._asdict(), "dry_run": dry_run}, deletion_picture(counts, dry_run=dry_run), output)
+
+
+def _total(counts: list[DeletionCounts]) -> DeletionCounts:
+    from session_middleware.storage.types import DeletionCounts
+
+    return DeletionCounts(*map(sum, zip(*counts, strict=True)))
+
+
+def _counts_of(session: Session) -> DeletionCounts:
+    """The counts that deleting the session would return."""
+    from session_middleware.storage.types import DeletionCounts
+
+    stats = session.stats()
+    return DeletionCounts(
+        sessions=1,
+        checkpoints=stats.checkpoint_count,
+        messages=len(session.messages(all_versions=True, branch="all")),
+        tool_calls=stats.tool_call_count,
+        memories=len(session.memory.list()),
+        bytes_freed=stats.bytes,
+    )
+
+
+COMMANDS = (rename, tag, pin, unpin, close, delete)

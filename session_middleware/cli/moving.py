@@ -1,0 +1,156 @@
+"""Commands that move sessions between databases, files and archives."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from session_middleware.cli import options
+from session_middleware.cli.options import command
+from session_middleware.cli.reading import explain_session
+from session_middleware.display.text import plural
+
+if TYPE_CHECKING:
+    from session_middleware.sessions import Sessions
+    from session_middleware.storage.sql.engine import SqlStorage
+
+
+@command("restore thread-7")
+@options.id_argument()
+def restore(sessions: Sessions, session_id: str) -> None:
+    """Restore an archived session unchanged. Its idle time starts now."""
+    from session_middleware.cli.opening import id_of
+
+    explain_session(sessions, sessions.restore(id_of(sessions, session_id, deleted=True)).id)
+
+
+@command("copy sessions.db copy.db", db=None)
+@click.argument("source")
+@click.argument("target")
+def copy(source: str, target: str) -> None:
+    """Copy all sessions to another database.
+
+    SOURCE and TARGET are paths of SQLite files or postgresql:// URLs. All rows and states are compared afterwards.
+    An interrupted copy continues when it is run again. The target has no sessions of its own.
+    """
+    from session_middleware.cli.opening import place_of
+    from session_middleware.models import utc_now
+    from session_middleware.settings import load_settings
+    from session_middleware.storage.factory import open_storage
+    from session_middleware.storage.sql.copying import copy_database
+
+    def storage_of(place: str) -> SqlStorage:
+        storage = open_storage(load_settings(storage_url=place), utc_now)
+        opened.callback(storage.close)
+        return storage
+
+    with ExitStack() as opened:
+        copied = storage_of(place_of(source))
+        with click.progressbar(length=1, label="copying rows", file=sys.stderr) as bar:
+            counts = copy_database(copied, storage_of(target), progress=_progress_of(bar))
+    click.echo(
+        f"copied {plural(counts['sessions'], 'session')} in {plural(sum(counts.values()), 'row')}; "
+        f"all rows and the latest states are equal"
+    )
+
+
+def _progress_of(bar: object) -> Callable[[int, int], None]:
+    def advance(done: int, total: int) -> None:
+        bar.length = total  # type: ignore[attr-defined]
+        bar.update(done - bar.pos)  # type: ignore[attr-defined]
+
+    return advance
+
+
+@command(
+    "import-checkpoints checkpoints.sqlite",
+    "import-checkpoints checkpoints.sqlite --user-key user_id --allow myapp.state:Order",
+    name="import-checkpoints",
+    db=None,
+)
+@click.argument("source")
+@options.new_db_option
+@click.option(
+    "--allow", "allowed", multiple=True, metavar="MODULE:CLASS", help="A class of the state; may be repeated."
+)
+@click.option(
+    "--user-key", metavar="KEY", help="The key of the runs' configs that names the user, who becomes the owner."
+)
+def import_command(source: str, db: str | None, allowed: tuple[str, ...], user_key: str | None) -> None:
+    """Copy the threads of LangGraph's own savers.
+
+    SOURCE is the path of a SqliteSaver's file or the postgresql:// URL of a PostgresSaver. It is only read.
+    An interrupted import continues when it is run again: checkpoints already copied are skipped.
+    """
+    types = _import_types(allowed)
+    from rich.filesize import decimal
+
+    from session_middleware.cli.opening import opened
+    from session_middleware.importers.langgraph import import_checkpoints
+    from session_middleware.importers.langgraph_source import open_source
+
+    with open_source(source) as saver, opened(db, create=True, quiet=True, allowed_types=types) as sessions:
+        with click.progressbar(length=1, label="copying checkpoints") as bar:
+            done = import_checkpoints(saver, sessions, user_key=user_key, progress=_progress_of(bar))
+        target = sessions.settings.storage_url
+    click.echo(
+        f"copied {plural(done.checkpoints, 'checkpoint')} with {plural(done.writes, 'write')}, skipped "
+        f"{done.skipped:,} already there; {plural(done.threads, 'thread')}, {len(done.not_copied):,} not copied"
+    )
+    if done.unowned:
+        click.echo(f"without an owner, and so open to everyone: {plural(done.unowned, 'thread')}")
+    sizes = [f"{name} {decimal(Path(name).stat().st_size)}" for name in (source, target) if Path(name).is_file()]
+    click.echo(", ".join(sizes))
+    for thread in done.not_copied:
+        click.echo(f"not copied: thread {thread.thread_id!r}: {thread.reason}", err=True)
+    if done.not_copied:
+        raise click.exceptions.Exit(1)
+
+
+def _import_types(allowed: Sequence[str]) -> list[tuple[str, str]]:
+    if allowed and (folder := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, folder)  # an installed command, unlike `python -m`, does not search the current folder
+    types = []
+    for text in allowed:
+        module, _, name = text.rpartition(":")
+        if not module or not name:
+            raise click.BadParameter(f"{text!r} is not MODULE:CLASS, such as myapp.state:Order", param_hint="--allow")
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise click.BadParameter(f"{module} cannot be imported ({error})", param_hint="--allow") from error
+        types.append((module, name))
+    return types
+
+
+@command("migrate", "migrate --sql > tables.sql", "migrate --sql --partitions 16 > tables.sql", db=None)
+@options.new_db_option
+@click.option("--sql", "as_sql", is_flag=True, help="Print the SQL for PostgreSQL, and change nothing.")
+@click.option(
+    "--partitions", type=click.IntRange(2, 1000), help="With --sql: make each table this many hash partitions."
+)
+def migrate(db: str | None, as_sql: bool, partitions: int | None) -> None:
+    """Create the tables in a database, or print the SQL for a role that may."""
+    if partitions and not as_sql:
+        raise click.UsageError("--partitions changes the SQL that is printed; add --sql")
+    if as_sql:
+        try:
+            from session_middleware.storage.postgres.schema import script
+        except ImportError as error:
+            raise click.ClickException(f"{error}; run: pip install 'session-middleware[postgres]'") from error
+
+        click.echo(script(partitions or 0))
+        return
+    from session_middleware.cli.opening import opened
+
+    with opened(db, create=True, quiet=True) as sessions:
+        click.echo(f"the tables are in {sessions._storage.name}")
+
+
+COMMANDS = (restore, copy, import_command, migrate)

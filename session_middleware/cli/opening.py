@@ -1,0 +1,195 @@
+"""Opening the database of a command, with the settings of the app, and finding the session that a person means."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from session_middleware.display.text import plural, span_text, visible_line
+from session_middleware.errors import StorageError
+from session_middleware.models import utc_now
+from session_middleware.session import Session
+from session_middleware.sessions import Sessions
+from session_middleware.settings import LASTING, SessionSettings, lasting_settings, load_settings
+from session_middleware.storage.factory import file_path, is_postgres, open_storage
+from session_middleware.storage.sqlite.connection import read_unlocked, storage_error
+from session_middleware.storage.sqlite.database import check_file
+from session_middleware.storage.sqlite.files import check_path
+
+_OWN_TABLES = "SELECT 1 FROM sqlite_master WHERE name IN ('sessions', 'list_items')"
+_SHOWN_IDS = 5  # that begin alike
+_PAGE = 500  # sessions of one read
+
+
+class _OperatorSessions(Sessions):
+    def _keep_settings(self) -> None:
+        """Keep none: the database has those of the app."""
+
+
+@contextmanager
+def opened(
+    db: str | None,
+    *,
+    create: bool = False,
+    quiet: bool = False,
+    allowed_types: Sequence[tuple[str, str]] = (),
+    **given: Any,
+) -> Iterator[Sessions]:
+    """`Sessions` with the settings of the app that uses the database, and those of the command where they are given.
+
+    Unless `quiet`, the settings of the app are named on stderr at the end. Those that the command replaces are always
+    named, at the beginning.
+    """
+    place = place_of(db, create=create)
+    own = load_settings(**given)
+    kept = {} if create and not is_postgres(place) and not Path(place).exists() else _kept_settings(place)
+    for name in sorted(LASTING & own.model_fields_set):
+        mine = lasting_settings(own).get(name, _MISSING)
+        if mine != kept.get(name, _MISSING):
+            here, app = _value_text(getattr(own, name)), _value_text(_read_setting(name, kept))
+            click.echo(f"Warning: {name} is {here} here, and {app} in the app", err=True)
+    chosen = {name: value for name, value in kept.items() if name not in own.model_fields_set}
+    with _OperatorSessions(place, allowed_types=allowed_types, sweep_interval=None, **chosen, **given) as sessions:
+        yield sessions
+    if chosen and not quiet:
+        facts = (f"{name} {_value_text(_read_setting(name, kept))}" for name in chosen)
+        click.secho(f"with the settings of the app: {', '.join(facts)}", dim=True, err=True)
+
+
+_MISSING = object()
+
+
+def _kept_settings(place: str) -> dict[str, Any]:
+    """The settings that the app has kept, without those of another version of this package."""
+    with closing(open_storage(load_settings(storage_url=place), utc_now)) as storage, suppress(StorageError):
+        return {name: value for name, value in storage.find_settings().items() if name in LASTING}
+    return {}
+
+
+def _read_setting(name: str, kept: Mapping[str, Any]) -> Any:
+    if name not in kept:
+        return SessionSettings.model_fields[name].default
+    return getattr(load_settings(**{name: kept[name]}), name)
+
+
+def _value_text(value: Any) -> str:
+    return span_text(value) if isinstance(value, timedelta) else "none" if value is None else visible_line(str(value))
+
+
+def place_of(db: str | None, *, create: bool = False) -> str:
+    """The path or URL of a database that exists, or with `create` of one that may. Raises as `check_database`."""
+    url = load_settings(**({} if db is None else {"storage_url": db})).storage_url
+    if is_postgres(url):
+        return url
+    path = file_path(url)
+    if not create:
+        check_database(path)
+    return path
+
+
+def check_database(path: str) -> None:
+    """Check that the path leads to a database of this package, which may be damaged.
+
+    Raises:
+        StorageError: it is missing, unreadable, empty, or something else.
+    """
+    if not Path(path).exists():
+        raise StorageError(path, "there is no such database", advice="name one with --db FILE, or run the app first")
+    check_path(path)
+    try:
+        has_sessions = read_unlocked(path, lambda connection: connection.execute(_OWN_TABLES).fetchone() is not None)
+    except sqlite3.Error as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            raise storage_error(path, error) from error
+        return
+    if not has_sessions:
+        check_file(path)
+        advice = "name another one with --db FILE, or run the app first"
+        raise StorageError(path, "the database is empty", advice=advice)
+
+
+# Sessions that a person means
+
+
+def ids_of(db: str | None, prefix: str, *, limit: int) -> list[str]:
+    with closing(open_storage(load_settings(storage_url=place_of(db)), utc_now)) as storage:
+        return storage.list_ids(prefix, limit=limit)
+
+
+def id_of(sessions: Sessions, given: str, *, deleted: bool = False, whole: bool = False) -> str:
+    """The id of the session that a person means: by its id, by a unique beginning of it, or by ``last``.
+
+    Args:
+        deleted: it may be that of a deleted or archived session.
+        whole: the beginning of an id does not suffice.
+    """
+    storage = sessions._storage
+    if sessions.find(given) is not None or storage.find_tombstone(given) is not None:
+        return given
+    if given == "last":
+        for session in sessions.list(limit=1):
+            return session.id
+    found = storage.list_ids(given, limit=_SHOWN_IDS + 1)
+    if deleted and not found:
+        found = storage.list_ids(given, limit=_SHOWN_IDS + 1, deleted=True)
+    if len(found) > 1:
+        more = ", …" if len(found) > _SHOWN_IDS else ""
+        raise click.ClickException(
+            f"several ids begin with {given!r}: {', '.join(map(repr, found[:_SHOWN_IDS]))}{more}; type more of it"
+        )
+    if found and whole:
+        raise click.ClickException(f"{given!r} is only the beginning of {found[0]!r}; --yes needs the whole id")
+    return found[0] if found else given
+
+
+def session_of(sessions: Sessions, given: str) -> Session:
+    """The session that a person means, as `id_of`. Raises `SessionNotFound`."""
+    return sessions.get(id_of(sessions, given))
+
+
+def each_session(sessions: Sessions, where: Mapping[str, Any]) -> Iterator[Session]:
+    """All sessions that a filter finds, in pages."""
+    page: Sequence[Session] = sessions.list(limit=_PAGE, **where)
+    while page:
+        yield from page
+        page = sessions.list(limit=_PAGE, after=page[-1], **where) if len(page) == _PAGE else ()
+
+
+def chosen_sessions(
+    sessions: Sessions, given: Sequence[str], where: Mapping[str, Any], *, whole: bool = False
+) -> list[Session]:
+    """The sessions that a person names, or else those that the filters find."""
+    if bool(given) == bool(where):
+        raise click.UsageError(
+            "name sessions by their ids or by filters such as --tag, not both"
+            if given
+            else "name sessions by their ids, or by filters such as --tag"
+        )
+    if where:
+        return list(each_session(sessions, where))
+    return [sessions.get(id_of(sessions, each, whole=whole)) for each in dict.fromkeys(given)]
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before something is lost. Raises `click.UsageError` where no person can answer."""
+    if yes:
+        return
+    if not is_terminal():
+        raise click.UsageError(f"{question} There is no terminal to ask on; add --yes.")
+    click.confirm(question, abort=True, err=True)
+
+
+def is_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def counted(sessions: Sequence[Session]) -> str:
+    """``session 'a'``, or ``3 sessions``."""
+    return f"session {sessions[0].id!r}" if len(sessions) == 1 else plural(len(sessions), "session")

@@ -1,0 +1,129 @@
+"""What a command consists of: its examples, its database, and the options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from functools import wraps
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+_DEFAULT = "[default: SESSION_STORAGE_URL, or sessions.db]"
+_MOST_COMPLETED = 50  # ids
+
+db_option = click.option("--db", metavar="FILE", help=f"The database: a file, or a postgresql:// URL. {_DEFAULT}")
+new_db_option = click.option("--db", metavar="FILE", help=f"The database; a file is created if missing. {_DEFAULT}")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only report what would be done.")
+
+
+def command(
+    *examples: str, name: str | None = None, db: str | None = "existing", durations: tuple[str, ...] = ()
+) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a command of a function, whose docstring is its help.
+
+    Args:
+        examples: what a person types after ``session-middleware``.
+        db: ``"existing"``: the function gets the `Sessions` of a database that exists; ``"new"``: or of one that is
+            created; ``None``: it opens what it needs.
+        durations: the options that are settings of these `Sessions`, and durations.
+    """
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        @wraps(function)
+        def run(**options: Any) -> None:
+            if db is None:
+                return function(**options)
+            from session_middleware.cli.opening import opened
+            from session_middleware.settings import duration_of
+
+            own = {name: value for name in durations if (value := options.pop(name)) is not None}
+            for setting, value in own.items():
+                duration_of(f"--{setting.replace('_', '-')}", value)
+            quiet = "output" not in options or options["output"] is not None
+            with opened(options.pop("db"), create=db == "new", quiet=quiet, **own) as sessions:
+                return function(sessions, **options)
+
+        with_db = run if db is None else (new_db_option if db == "new" else db_option)(run)
+        lines = [f"  session-middleware {example}" for example in examples]
+        chosen = name or function.__name__.removesuffix("_command").replace("_", "-")
+        return click.command(chosen, epilog="\b\n" + "\n".join(["Examples:", *lines]))(with_db)
+
+    return decorate
+
+
+# Sessions
+
+
+def _complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The session ids that begin with what was typed. A shell shows no error, so there is none."""
+    from session_middleware.cli.opening import ids_of
+
+    with suppress(Exception):
+        found = ids_of(context.params.get("db"), incomplete, limit=_MOST_COMPLETED)
+        return [CompletionItem(each) for each in (*found, *(["last"] if "last".startswith(incomplete) else []))]
+    return []
+
+
+def id_argument(name: str = "session_id", **given: Any) -> Callable[..., Any]:
+    """The id of a session, the beginning of one, or ``last``."""
+    return click.argument(name, metavar="ID", shell_complete=_complete, **given)
+
+
+def session_argument(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the argument of one session, which the function gets instead of the `Sessions`."""
+
+    @wraps(function)
+    def run(sessions: Any, *, session_id: str, **options: Any) -> Any:
+        from session_middleware.cli.opening import session_of
+
+        return function(session_of(sessions, session_id), **options)
+
+    return id_argument()(run)  # type: ignore[no-any-return]
+
+
+# Filters, as `Sessions.list` has them
+
+_FILTERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "user_id": ("--user", {"metavar": "ID", "help": "Only sessions of this owner."}),
+    "group_id": ("--group", {"metavar": "ID", "help": "Only sessions of this group."}),
+    "tags": ("--tag", {"metavar": "TAG", "multiple": True, "help": "Only with this tag; may be repeated."}),
+    "status": ("--status", {"metavar": "STATUS", "help": "Only with this status, such as expired."}),
+    "since": ("--since", {"metavar": "TIME", "help": "Only active since a day (2026-01-31) or an age (7d)."}),
+    "until": ("--until", {"metavar": "TIME", "help": "Only last active before a day or an age."}),
+}
+
+
+def filters(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the filters of sessions. The function gets those that are given as `where`, for `Sessions.list`."""
+
+    @wraps(function)
+    def run(*args: Any, **options: Any) -> Any:
+        given = {name: options.pop(name) for name in _FILTERS}
+        for name in ("since", "until"):
+            given[name] = moment_of(f"--{name}", given[name])
+        where = {name: value for name, value in given.items() if value not in (None, ())}
+        return function(*args, where=where, **options)
+
+    for name, (flag, given) in reversed(_FILTERS.items()):
+        run = click.option(flag, name, **given)(run)
+    return run
+
+
+def moment_of(name: str, text: str | None) -> datetime | None:
+    """The time that is a day, a time, or an age. Raises `InvalidArgument`."""
+    from session_middleware.errors import InvalidArgument
+    from session_middleware.settings import age_of
+
+    if text is None:
+        return None
+    with suppress(ValueError):
+        moment = datetime.fromisoformat(text)
+        return moment.replace(tzinfo=moment.tzinfo or UTC)
+    try:
+        return datetime.now(UTC) - (age_of(name, text) or timedelta())
+    except (InvalidArgument, OverflowError) as error:
+        raise InvalidArgument(name, text, wanted="a day such as 2026-01-31, or an age such as 7d") from error

@@ -1,0 +1,234 @@
+"""Commands that read sessions, and change nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from session_middleware.cli import options
+from session_middleware.cli.options import command
+from session_middleware.cli.output import console_of_stdout, jsonl_option, output_options, print_lines, print_result
+from session_middleware.errors import SessionNotFound
+
+if TYPE_CHECKING:
+    from session_middleware.memory.results import SearchHit
+    from session_middleware.session import Session
+    from session_middleware.sessions import Sessions
+    from session_middleware.storage.types import Record
+
+_limit_option = click.option(
+    "--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True, help="The most rows to show."
+)
+_NOTE = "{} of {}; see more with --limit {}"
+
+
+@command(
+    "list",
+    "list --user alice --status idle",
+    "list --tag support --since 7d --jsonl",
+)
+@options.filters
+@click.option("--archived", is_flag=True, help="Only archived sessions.")
+@_limit_option
+@output_options
+def list_command(sessions: Sessions, where: dict[str, Any], archived: bool, limit: int, output: str | None) -> None:
+    """List sessions, latest activity first."""
+    from session_middleware.cli import tables
+
+    if archived:
+        if where.keys() - {"user_id"}:
+            raise click.UsageError("archived sessions are only filtered by --user; leave out the other filters")
+        files = sessions.list_archived(limit=limit, **where)
+        print_result(files, tables.archives_table(files), output)
+        return
+    found = sessions.list(limit=limit, **where)
+    print_result(found, tables.sessions_table(found), output)
+    if output is None and len(found) == limit and (total := sessions.count(**where)) > limit:
+        click.echo(_NOTE.format(len(found), total, total))
+
+
+@command("show last", "show thread-42 --full", "show thread-42 --json")
+@options.session_argument
+@click.option("--full", is_flag=True, help="All records, with their whole text.")
+@output_options
+def show(session: Session, full: bool, output: str | None) -> None:
+    """Show the timeline of a session.
+
+    It consists of its messages, calls, runs and events.
+    """
+    from session_middleware.cli.tables import timeline
+
+    records = session.timeline()
+    rows = [_row(record) for record in records] if output else []
+    value = {"session": session, "stats": session.stats(), "timeline": rows} if output == "json" else None
+    print_result(value, timeline(session, records, full=full), output, rows=rows)
+
+
+def _row(record: Record) -> dict[str, Any]:
+    from session_middleware.storage.timeline import kind_of
+
+    return {"record": kind_of(record), **record.model_dump(mode="json")}
+
+
+@command("follow last", "follow thread-42 --all --timeout 10m", "follow thread-42 --jsonl")
+@options.session_argument
+@click.option("--all", "is_all", is_flag=True, help="Begin with the first record. [default: with the last ten]")
+@click.option("--timeout", metavar="DURATION", help="End when nothing was recorded for so long, such as 10m.")
+@click.option("--full", is_flag=True, help="The whole text of each record.")
+@jsonl_option
+def follow(session: Session, is_all: bool, timeout: str | None, full: bool, output: str | None) -> None:
+    """Print the records of a session as they are committed, until it ends or Ctrl-C."""
+    from session_middleware.cli.tables import record_line
+    from session_middleware.settings import duration_of
+
+    duration_of("--timeout", timeout)
+    last = [] if is_all else session.timeline()[-_SHOWN_RECORDS:]
+    records = session.follow(after=last[0].seq - 1 if last else 0, timeout=timeout)
+    console = console_of_stdout()
+    with suppress(KeyboardInterrupt):
+        for record in records:
+            if output:
+                print_lines([_row(record)])
+            else:
+                console.print(record_line(record, full=full), soft_wrap=True)
+
+
+_SHOWN_RECORDS = 10  # before the first new one
+
+
+@command("search 'refund policy'", "search invoice --user alice --since 30d", "search refund --session thread-42 --csv")
+@click.argument("query")
+@click.option("--session", "session_id", metavar="ID", help="Only messages of this session.")
+@options.filters
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="The most rows to show.")
+@output_options
+def search(
+    sessions: Sessions, query: str, session_id: str | None, where: dict[str, Any], limit: int, output: str | None
+) -> None:
+    """Search the messages of all sessions, best first.
+
+    --since is the time of a message; the other filters are those of its session.
+    """
+    from session_middleware.cli.opening import id_of
+    from session_middleware.cli.tables import MARK, search_table
+
+    chosen = session_id and id_of(sessions, session_id)
+    marks = ("", "") if output else (MARK, MARK)
+    given = {name: where.pop(name) for name in ("user_id", "since") if name in where}
+    found = list(_found(sessions, where, limit, query=query, session_id=chosen, marks=marks, **given))
+    print_result(found, search_table(found), output)
+
+
+def _found(sessions: Sessions, where: Mapping[str, Any], limit: int, **asked: Any) -> Iterator[SearchHit]:
+    """The results in sessions that the other filters find."""
+    from session_middleware.cli.opening import each_session
+
+    if not where:
+        yield from sessions.search(limit=limit, **asked)
+        return
+    ids = {session.id for session in each_session(sessions, where)}
+    offset = left = 0
+    while left < limit and (page := sessions.search(limit=200, offset=offset, **asked)):
+        offset += len(page)
+        for hit in page:
+            if hit.session_id in ids and left < limit:
+                left += 1
+                yield hit
+
+
+@command("stats", "stats last", "stats --user alice --since 30d --json")
+@options.id_argument(required=False)
+@options.filters
+@output_options
+def stats(sessions: Sessions, session_id: str | None, where: dict[str, Any], output: str | None) -> None:
+    """Sum up a session, or all sessions that the filters find."""
+    from session_middleware.cli.health import facts_grid
+    from session_middleware.cli.opening import each_session, session_of
+
+    if session_id is not None:
+        if where:
+            raise click.UsageError("name a session or filters, not both")
+        session = session_of(sessions, session_id)
+        facts = {"session_id": session.id, **session.stats().model_dump(mode="python")}
+    else:
+        facts = _sums(each_session(sessions, where))
+    print_result(facts, facts_grid(facts), output)
+
+
+_SUMMED = (
+    *("run_count", "message_count", "tool_call_count", "model_call_count", "error_count", "unpriced_count"),
+    *("input_tokens", "output_tokens"),
+)
+
+
+def _sums(found: Iterator[Session]) -> dict[str, Any]:
+    statuses: Counter[str] = Counter()
+    sums: Counter[str] = Counter()
+    owners, costs, times = set(), [], []
+    for session in found:
+        statuses[session.status] += 1
+        owners.add(session.user_id)
+        sums.update({name: getattr(session, name) for name in _SUMMED})
+        costs += [] if session.cost is None else [session.cost]
+        times += [session.last_active_at]
+    return {
+        "sessions": statuses.total(),
+        **{f"{status}_sessions": count for status, count in sorted(statuses.items())},
+        "owners": len(owners - {None}),
+        **{name: sums[name] for name in _SUMMED},
+        "cost": sum(costs) if costs else None,
+        "first_active_at": min(times, default=None),
+        "last_active_at": max(times, default=None),
+    }
+
+
+@command("usage", "usage --by model --since 2026-01-31", "usage --by day --user alice --csv")
+@click.option(
+    "--by",
+    type=click.Choice(["user", "group", "session", "model", "tool", "day"]),
+    default="user",
+    show_default=True,
+    help="One row for each of these.",
+)
+@options.filters
+@output_options
+def usage(sessions: Sessions, by: Any, where: dict[str, Any], output: str | None) -> None:
+    """Sum the calls, tokens and cost of models, the highest cost first.
+
+    With --by tool, the calls of tools are summed. --since and --until are the times of calls.
+    """
+    from session_middleware.cli.tables import usage_table
+
+    found = sessions.usage(by, **where)
+    print_result(found, usage_table(by, found), output)
+
+
+@command("explain last", "explain thread-42 --json")
+@options.id_argument()
+@output_options
+def explain(sessions: Sessions, session_id: str, output: str | None) -> None:
+    """Explain the status and next change of a session.
+
+    It may be a deleted or archived session.
+    """
+    from session_middleware.cli.opening import id_of
+
+    explain_session(sessions, id_of(sessions, session_id, deleted=True), output)
+
+
+def explain_session(sessions: Sessions, session_id: str, output: str | None = None) -> None:
+    from rich.console import Group
+
+    from session_middleware.cli.health import line
+
+    explanation = sessions.explain(session_id)
+    if explanation.status == "unknown":
+        raise SessionNotFound(session_id)
+    print_result(explanation, Group(line(("", ""), explanation.text)), output)
+
+
+COMMANDS = (list_command, show, follow, search, stats, usage, explain)
