@@ -15,7 +15,7 @@ import pytest
 
 from session_middleware import Sessions
 from session_middleware.storage.processes import is_gone, is_near, this_process
-from session_middleware.storage.sql.contents import columns_by_table
+from session_middleware.storage.sql.tables import tables
 from tests.support.processes import Process
 
 ROUNDS = int(os.environ.get("SESSION_FAULT_ROUNDS", "2"))
@@ -249,7 +249,7 @@ def test_a_user_is_forgotten_while_processes_work_for_them_and_one_is_killed(eac
         sessions.forget_user("alice")  # what they began since
         assert sessions.count(user_id="alice") == 0
         database = sessions._storage._database  # type: ignore[attr-defined]
-        for table in columns_by_table():
+        for table in tables():
             rows = database.read(lambda connection, t=table: connection.execute(f"SELECT * FROM {t}").fetchall())
             assert "alice" not in repr(rows), table
         for number in (1, 2):

@@ -11,8 +11,9 @@ from session_middleware.models import Problem
 from session_middleware.storage.postgres.connection import PostgresConnection
 from session_middleware.storage.sql.checks import find, without_moved
 from session_middleware.storage.sql.connection import Cursor
-from session_middleware.storage.sql.contents import Contents, columns_by_table
+from session_middleware.storage.sql.contents import Contents
 from session_middleware.storage.sql.engine_context import EngineContext
+from session_middleware.storage.sql.tables import tables
 
 _PAGE = 500  # rows, all of which libpq holds in memory
 
@@ -29,9 +30,8 @@ class _Contents(Contents):
         if where:
             yield from super().rows(table, where, values)
             return
-        columns = columns_by_table()[table]
-        places = [place for place, (_, _, is_key) in enumerate(columns) if is_key]
-        key = ", ".join(columns[place][0] for place in places)
+        names, key = [*tables()[table].columns], ", ".join(tables()[table].key)
+        places = [names.index(name) for name in tables()[table].key]
         later, after = "", ()
         while True:
             page = list(super().rows(table, f"{later} ORDER BY {key} LIMIT {_PAGE}", after))

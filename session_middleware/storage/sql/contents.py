@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from session_middleware.models import Branch, Event, Message, ModelCall, Problem, Run, SessionInfo, ToolCall, Value
 from session_middleware.storage.jsonable import is_text
@@ -25,7 +23,7 @@ from session_middleware.storage.sql.checks import describe
 from session_middleware.storage.sql.connection import UNLIMITED, Connection, Cursor, DamagedRow
 from session_middleware.storage.sql.record import runs
 from session_middleware.storage.sql.row_mapping import read_column, value_of
-from session_middleware.storage.sql.schema import TABLES
+from session_middleware.storage.sql.tables import tables
 
 UNREADABLE = (DamagedRow, CorruptRow, TypeError, AttributeError, ValueError, RecursionError)
 
@@ -41,22 +39,35 @@ _MODELS: Mapping[str, type[Value]] = {
 _STATE = ("checkpoints", "writes", "lists", "list_items", "blobs")
 _BY_SESSION = (*runs.TABLES, *_STATE[:2])
 _DERIVED = ("index_", "vector", "_sqlite")  # prefixes of the names of tables without original content
-_TYPES: dict[str, Any] = {"TEXT": str, "INTEGER": int, "REAL": int | float, "BLOB": bytes}
 _JSON = {("memories", "namespace"): list, ("memories", "value"): dict, ("conversation_items", "item"): object}
-_TABLE = re.compile(r"\s*CREATE TABLE (\w+) \((.*)\)", re.DOTALL)
-_COLUMN = re.compile(r"^\s*(\w+) (TEXT|INTEGER|REAL|BLOB)\b(.*)$", re.MULTILINE)
-_KEY = re.compile(r"PRIMARY KEY \(([^)]*)\)")
 
 
-@cache
-def columns_by_table() -> dict[str, list[tuple[str, Any, bool]]]:
-    """By table, the name and type of each column, and whether it belongs to the primary key."""
-    found = {}
-    for table in filter(None, map(_TABLE.match, TABLES)):
-        keys = key[1].split(", ") if (key := _KEY.search(table[2])) else []
-        columns = _COLUMN.findall(table[2])
-        found[table[1]] = [(name, _TYPES[kind], name in keys or "PRIMARY KEY" in rest) for name, kind, rest in columns]
-    return found
+class Described(NamedTuple):
+    """The columns of a row that no cursor has read."""
+
+    description: Sequence[Sequence[Any]]
+
+
+def check_row(table: str, cursor: Any, row: tuple[Any, ...]) -> Row | WriteRow | None:
+    """Raise one of `UNREADABLE` if a row is damaged, whose columns `cursor` describes; return a row of state."""
+    for (name, column), value in zip(tables()[table].columns.items(), row, strict=True):
+        if value is not None and (not isinstance(value, column.kind) or isinstance(value, bool)):
+            raise CorruptRow(f"{name} is of another type than was written")
+        if isinstance(value, str) and not is_text(value):
+            raise CorruptRow(f"{name} is not valid UTF-8")
+        if (table, name) in _JSON and not isinstance(json.loads(value or ""), _JSON[table, name]):
+            raise CorruptRow(name)
+        if table not in _MODELS and value is not None:
+            read_column(name, value)
+    if table in ("checkpoints", "writes"):
+        state = Row(*row) if table == "checkpoints" else WriteRow(*row)
+        state.check()
+        return state
+    if table == "files" and row[1] != f"sha256:{hashlib.sha256(row[3]).hexdigest()}":
+        raise CorruptRow("the file")
+    if table in _MODELS:
+        value_of(_MODELS[table], cursor, row)
+    return None
 
 
 class Contents:
@@ -78,7 +89,7 @@ class Contents:
                 self._read(table, "WHERE session_id = ?", session_id)
         if not deep:
             return self._found
-        for table in sorted(columns_by_table().keys() - {*_BY_SESSION, "sessions", "blobs"}):
+        for table in sorted(tables().keys() - {*_BY_SESSION, "sessions", "blobs"}):
             if not table.startswith(_DERIVED):
                 self._read(table, "")
         with suppress(*self.errors):  # reported by the engine's own check
@@ -127,32 +138,16 @@ class Contents:
         """The primary key of a row within its session, as text."""
         if table == "sessions":
             return None
-        keys = [name for name, _, is_key in columns_by_table()[table] if is_key]
-        names = [name for name in keys if name not in ("home", "session_id")] or ["seq"]
+        names = [name for name in tables()[table].key if name not in ("home", "session_id")] or ["seq"]
         if table == "checkpoints":
             names[-1] = "checkpoint_id"  # more useful than its position
         return "/".join(str(row[name]) for name in names if row[name] != "")
 
     def _check(self, table: str, cursor: Cursor, row: tuple[Any, ...]) -> None:
         """Raise one of `UNREADABLE` if a row of ``SELECT *`` is damaged."""
-        for (name, kind, _), value in zip(columns_by_table()[table], row, strict=True):
-            if value is not None and not isinstance(value, kind):
-                raise CorruptRow(f"{name} is of another type than was written")
-            if isinstance(value, str) and not is_text(value):
-                raise CorruptRow(f"{name} is not valid UTF-8")
-            if (table, name) in _JSON and not isinstance(json.loads(value or ""), _JSON[table, name]):
-                raise CorruptRow(name)
-            if table not in _MODELS and value is not None:
-                read_column(name, value)
-        if table in ("checkpoints", "writes"):
-            state = Row(*row) if table == "checkpoints" else WriteRow(*row)
-            state.check()
-            for ref in references_in(state):
-                self._check_reference(state.home, ref)
-        elif table == "files" and row[1] != f"sha256:{hashlib.sha256(row[3]).hexdigest()}":
-            raise CorruptRow("the file")
-        elif table in _MODELS:
-            value_of(_MODELS[table], cursor, row)
+        state = check_row(table, cursor, row)
+        for ref in () if state is None else references_in(state):
+            self._check_reference(state.home, ref)  # type: ignore[union-attr]
 
     # References
 

@@ -7,62 +7,24 @@ snapshot, beside runs in progress. Leases are not copied: the runs that hold the
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from session_middleware.errors import StorageError
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine import SqlStorage
-from session_middleware.storage.sql.schema import TABLES
+from session_middleware.storage.sql.tables import Row, Table, fetched, tables
 
 _PAGE = 500  # rows of a statement
-_CREATE = re.compile(r"\s*CREATE TABLE (\w+) \(\s*(.*)\)", re.DOTALL)
-_KEY = re.compile(r"PRIMARY KEY \(([^)]*)\)")
 
-Row = tuple[Any, ...]
 Progress = Callable[[int, int], object]
 
 
-class _Table(NamedTuple):
-    name: str
-    key: tuple[str, ...]
-
-    def page(self, connection: Connection, after: Row | None) -> list[Row]:
-        """The rows with the next keys, each with its key in front."""
-        key = ", ".join(self.key)
-        later = "" if after is None else f"WHERE ({key}) > ({', '.join('?' * len(self.key))})"
-        sql = f"SELECT {key}, {self.name}.* FROM {self.name} {later} ORDER BY {key} LIMIT {_PAGE}"
-        return connection.execute(sql, after or ()).fetchall()
-
-    def rows(self, page: Callable[[Row | None], list[Row]]) -> Iterator[tuple[Row, Row]]:
-        """Pairs of key and row, in the order of the keys."""
-        after: Row | None = None
-        while found := page(after):
-            for row in found:
-                yield row[: len(self.key)], row[len(self.key) :]
-            after = found[-1][: len(self.key)]
-
-    def replace(
-        self, connection: Connection, columns: Sequence[str], changes: Sequence[tuple[Row, Row | None]]
-    ) -> None:
-        matches = " AND ".join(f"{column} = ?" for column in self.key)
-        connection.executemany(f"DELETE FROM {self.name} WHERE {matches}", [key for key, _ in changes])
-        connection.executemany(
-            f"INSERT INTO {self.name} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
-            [row for _, row in changes if row is not None],
-        )
-
-
-def _tables() -> list[_Table]:
+def _tables() -> list[Table]:
     """Messages come before memories, which a trigger changes when a message is replaced; sessions come last."""
-    found = []
-    for statement in TABLES:
-        if (created := _CREATE.match(statement)) and created[1] != "leases":
-            key = _KEY.search(created[2])
-            columns = key[1].split(", ") if key else [created[2].split()[0]]
-            found.append(_Table(created[1], tuple(columns)))
+    found = [table for name, table in tables().items() if name != "leases"]
     return sorted(found, key=lambda table: (table.name == "sessions", table.name == "memories"))
 
 
@@ -103,27 +65,27 @@ class _Copy:
         self._compare_states()
         return counts
 
-    def _count(self, table: _Table) -> int:
+    def _count(self, table: Table) -> int:
         (count,) = self._connection.execute(f"SELECT COUNT(*) FROM {table.name}").fetchone()
         return int(count)
 
     def _check_target(self) -> None:
-        sessions = next(table for table in _tables() if table.name == "sessions")
-        for key, row in self._differences(sessions):
+        for key, row in self._differences(tables()["sessions"]):
             if row is None:
                 problem = f"it has the session {key[0]!r}, which the source has not"
                 raise StorageError(self._target.name, problem, advice="copy to an empty database")
 
-    def _transfer(self, table: _Table) -> None:
-        columns = [name for name, *_ in self._connection.execute(f"SELECT * FROM {table.name} LIMIT 0").description]
+    def _transfer(self, table: Table) -> None:
         differences = self._differences(table)
         while some := list(islice(differences, _PAGE)):
-            self._database.write(lambda connection, some=some: table.replace(connection, columns, some))  # type: ignore[misc]
+            self._database.write(lambda connection, some=some: _replace(connection, table, some))  # type: ignore[misc]
 
-    def _differences(self, table: _Table) -> Iterator[tuple[Row, Row | None]]:
+    def _differences(self, table: Table) -> Iterator[tuple[Row, Row | None]]:
         """The keys at which the target differs, each with the row of the source, or with ``None``."""
-        ours = table.rows(lambda after: table.page(self._connection, after))
-        theirs = table.rows(lambda after: self._database.read(lambda connection: table.page(connection, after)))
+        ours = table.rows(partial(fetched, self._connection), limit=_PAGE)
+        theirs = table.rows(
+            lambda sql, values: self._database.read(lambda connection: fetched(connection, sql, values)), limit=_PAGE
+        )
         end: Any = (None, None)
         (key, row), (their_key, their_row) = next(ours, end), next(theirs, end)
         while key is not None or their_key is not None:
@@ -157,3 +119,9 @@ _LATEST = """
         AND each.session_id = one.session_id AND each.checkpoint_ns = one.checkpoint_ns
     )
 """
+
+
+def _replace(connection: Connection, table: Table, changes: Sequence[tuple[Row, Row | None]]) -> None:
+    matches = " AND ".join(f"{column} = ?" for column in table.key)
+    connection.executemany(f"DELETE FROM {table.name} WHERE {matches}", [key for key, _ in changes])
+    connection.executemany(table.insert(table.columns), [row for _, row in changes if row is not None])
