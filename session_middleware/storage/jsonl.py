@@ -1,89 +1,131 @@
-"""The export format: one session as a file of JSON lines, the same for every engine.
+"""The format of exports and archives: sessions as a file of JSON lines, the same for every engine.
 
-The first line is the header: ``{"format", "version", "library", "session"}``. Each further line is one row of a
-table: ``{"table", "row"}``. A row is an object with one value for each column; bytes are ``{"$bytes": base64}``.
-The last line, ``{"rows", "sha256"}``, holds the number of rows and the digest of all lines before it.
+The first line is the header: ``{"format", "version", "library", "sessions"}``. Each further line is one row of a
+table: ``{"table", "row"}``. A row is an object with one value for each column; bytes are ``{"$bytes": base64}``. The
+sessions of a family come before their other rows, and these before the next family. The last line, ``{"rows",
+"sha256"}``, has the number of rows and the digest of all lines before it.
 """
 
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple, NoReturn
 
 from session_middleware.errors import StorageError
+from session_middleware.storage.atomic_files import ADVICE, temporary_of, written
 
-FORMAT, VERSION = "session-middleware.session", 1
+FORMAT, VERSION = "session-middleware.sessions", 1
+_LONGEST_LINE = 1_500_000_000  # bytes; SQLite stores values of up to 10**9 bytes, which are base64 here
+_EXPORT_AGAIN = "nothing of it was imported; export the sessions again"
 _library = cache(lambda: version("session-middleware"))  # `version` reads folders
 
 Row = dict[str, Any]
 
 
-def write(path: Path, session: Mapping[str, Any], rows: Iterable[tuple[str, Row]]) -> str:
+class Line(NamedTuple):
+    number: int
+    table: str
+    row: Row
+
+
+class Refusal(Exception):
+    """A line of a file is not what was exported."""
+
+    def __init__(self, number: int, reason: str) -> None:
+        self.number, self.reason = number, reason
+        super().__init__(f"line {number}: {reason}")
+
+    def at(self, path: Path, *, advice: str = _EXPORT_AGAIN) -> StorageError:
+        return StorageError(str(path), str(self), advice=advice)
+
+
+def write(path: Path, sessions: int, rows: Iterable[tuple[str, Row]], *, advice: str = ADVICE) -> str:
     """Write a file atomically, readable by this user only, and return its digest.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    header = {"format": FORMAT, "version": VERSION, "library": _library(), "session": session}
-    temporary, digest, count = _temporary(path), hashlib.sha256(), -1
-    try:
-        if not path.parent.is_dir():
-            path.parent.mkdir(parents=True)
-            path.parent.chmod(0o700)  # the names of the files contain session ids
-        temporary.unlink(missing_ok=True)
-        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            temporary.chmod(0o600)  # independent of the umask
-            lines: Iterable[Row] = chain([header], ({"table": table, "row": row} for table, row in rows))
-            for count, entry in enumerate(lines):  # noqa: B007  # counts the rows
-                digest.update(line := _line(entry))
-                file.write(line)
-            file.write(_line({"rows": count, "sha256": digest.hexdigest()}))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        if os.name != "nt":
-            _sync_folder(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        advice = "check the folder's permissions and the free disk space; nothing was deleted"
-        raise StorageError(str(path), f"it cannot be written ({error})", advice=advice) from error
+    header = {"format": FORMAT, "version": VERSION, "library": _library(), "sessions": sessions}
+    digest, count = hashlib.sha256(), -1
+    with written(path, advice=advice) as file:
+        lines: Iterable[Row] = chain([header], ({"table": table, "row": row} for table, row in rows))
+        for count, entry in enumerate(lines):  # noqa: B007  # counts the rows
+            digest.update(line := _line(entry))
+            file.write(line)
+        file.write(_line({"rows": count, "sha256": digest.hexdigest()}))
     return digest.hexdigest()
 
 
-def read(path: Path, digest: str | None = None) -> dict[str, list[Row]]:
-    """Verify a file, also against a known digest, and return its rows by table.
+class Reading:
+    """One pass over a file. `digest` is known at its end."""
 
-    Raises:
-        StorageError: the file is missing, was changed or replaced, or has a newer version.
-    """
-    try:
-        body, _, end = path.read_bytes().rstrip(b"\n").rpartition(b"\n")
-        found = hashlib.sha256(body + b"\n").hexdigest()
-        if json.loads(end)["sha256"] != found or digest not in (None, found):
-            raise ValueError("its digest differs")
-        header, *entries = map(json.loads, body.split(b"\n"))
-        if header["format"] != FORMAT or header["version"] > VERSION:
-            raise ValueError(f"its format is {header['format']} {header['version']}, of release {header['library']}")
-        rows: dict[str, list[Row]] = {}
-        for entry in entries:
-            rows.setdefault(entry["table"], []).append(_unpacked(entry["row"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        is_missing = isinstance(error, FileNotFoundError)
-        problem = "the archive is missing" if is_missing else f"it is not a valid export file ({error})"
-        raise StorageError(
-            str(path), problem, advice="put back the file from a backup, or delete the session"
-        ) from error
-    return rows
+    def __init__(self, path: Path, digest: str | None = None) -> None:
+        """With a `digest`, the file must have it."""
+        self._path, self._expected = path, digest
+        self.sessions = 0
+        self.digest = ""
+
+    def __iter__(self) -> Iterator[Line]:
+        """The rows in order; at the end, the file has been verified. Raises `Refusal`, and `OSError`."""
+        opener: Any = gzip.open if self._path.suffix == ".gz" else open
+        number = 0
+        try:
+            with opener(self._path, "rb") as file:
+                for number, line in self._lines(file):
+                    if line is not None:
+                        yield line
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise Refusal(number + 1, f"the compressed file is cut off or damaged ({error})") from error
+
+    def _lines(self, file: IO[bytes]) -> Iterator[tuple[int, Line | None]]:
+        """The number of each line, and its row unless it is the header."""
+        digest, number = hashlib.sha256(), 0
+        while content := file.readline(_LONGEST_LINE):
+            number += 1
+            try:
+                entry = json.loads(content, parse_constant=_refuse_constant)
+                if not isinstance(entry, dict):
+                    raise ValueError("it is not a JSON object")
+                if "sha256" in entry:
+                    self._verify(entry, digest.hexdigest(), number - 2)
+                    if file.readline(1):
+                        raise ValueError("it should be the last line")
+                    return
+                line = self._read_header(entry) if number == 1 else _row_of(number, entry)
+            except (ValueError, RecursionError) as error:
+                reason = f"it is not JSON ({error})" if isinstance(error, json.JSONDecodeError) else str(error)
+                raise Refusal(number, reason) from error
+            yield number, line
+            digest.update(content)
+        raise Refusal(number + 1, "the end is missing: the file was cut off")
+
+    def _read_header(self, header: Row) -> None:
+        if header.get("format") != FORMAT:
+            raise ValueError(f"it is not the header of an export of session-middleware ({FORMAT})")
+        if header.get("version") != VERSION:
+            release = str(header.get("library"))[:20]
+            raise ValueError(
+                f"the version of the format is {header.get('version')!r} (session-middleware {release}), "
+                f"and this release reads version {VERSION}"
+            )
+        if isinstance(header.get("sessions"), int):
+            self.sessions = header["sessions"]
+
+    def _verify(self, end: Row, digest: str, rows: int) -> None:
+        if end.get("rows") != rows:
+            raise ValueError(f"the file has {rows:,} rows instead of {end.get('rows')!r}")
+        if end["sha256"] != digest or self._expected not in (None, digest):
+            raise ValueError("the checksum differs: a line was changed")
+        self.digest = digest
 
 
 def remove(path: Path) -> int:
@@ -93,7 +135,7 @@ def remove(path: Path) -> int:
         StorageError: the file cannot be deleted.
     """
     try:
-        _temporary(path).unlink(missing_ok=True)
+        temporary_of(path).unlink(missing_ok=True)
         size = path.stat().st_size
         path.unlink()
     except (FileNotFoundError, NotADirectoryError):
@@ -101,17 +143,6 @@ def remove(path: Path) -> int:
     except OSError as error:
         raise StorageError(str(path), f"it cannot be deleted ({error})", advice="check its permissions") from error
     return size
-
-
-def file_name(text: str) -> str:
-    """A name that every file system accepts, distinct for distinct texts."""
-    kept = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in text)[:64]
-    is_same = kept == text and text == text.lower()  # some file systems ignore case
-    return kept if is_same else f"{kept}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f"{path.name}.partial")
 
 
 def _line(value: Mapping[str, Any]) -> bytes:
@@ -122,15 +153,19 @@ def _packed(value: bytes) -> dict[str, str]:
     return {"$bytes": base64.b64encode(value).decode()}
 
 
-def _unpacked(row: Row) -> Row:
-    return {
-        name: base64.b64decode(value["$bytes"]) if isinstance(value, dict) else value for name, value in row.items()
-    }
+def _unpacked(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if value.keys() != {"$bytes"} or not isinstance(value["$bytes"], str):
+        raise ValueError("a value is an object other than bytes")
+    return base64.b64decode(value["$bytes"], validate=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _row_of(number: int, entry: Row) -> Line:
+    if entry.keys() != {"table", "row"} or not isinstance(entry["table"], str) or not isinstance(entry["row"], dict):
+        raise ValueError("it is not a row of a table")
+    return Line(number, entry["table"], {name: _unpacked(value) for name, value in entry["row"].items()})
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number")

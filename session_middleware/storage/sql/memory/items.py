@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
 from itertools import chain, islice
-from operator import itemgetter
 from typing import Any
 
 from session_middleware.models import from_text, to_text
@@ -22,6 +21,7 @@ from session_middleware.storage.search.tokenizer import terms_of, version
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory.indexing import BATCH, MAX_UNINDEXED, LongBacklog
 from session_middleware.storage.sql.row_mapping import namespace_text
+from session_middleware.storage.sql.tables import tables
 
 _COLUMNS = (
     "namespace, key, value, text, session_id, created_at, updated_at, message_id, expires_at, ttl_minutes, paths, id"
@@ -34,7 +34,7 @@ _SHARED = (  # by all items of a put
     *("namespace", "paths", "session_id", "message_id", "created_at", "updated_at"),
     *("expires_at", "ttl_minutes", "embedded"),
 )
-ARCHIVED = f"id, {', '.join(_SHARED)}, key, value, text".replace("embedded", "embedded * 0 AS embedded")
+EXPORTED = (*_SHARED, "key", "value", "text")
 _REPLACED = ("value", "text", *(name for name in _SHARED if name not in ("namespace", "created_at")))
 _ON_CONFLICT = f"""
     ON CONFLICT (namespace, key) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _REPLACED)},
@@ -239,10 +239,6 @@ def sweep(connection: Connection, now: datetime) -> int:
 
 
 def restore(connection: Connection, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Insert items of an archive, in the order of first put, except under keys that were put again since."""
-    names = (*_SHARED, "key", "value", "text")
-    connection.executemany(
-        f"INSERT INTO memories ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
-        " ON CONFLICT (namespace, key) DO NOTHING",
-        [[row[name] for name in names] for row in sorted(rows, key=itemgetter("id"))],
-    )
+    """Insert exported items, except under keys that were put again since."""
+    statement = tables()["memories"].insert(EXPORTED, "ON CONFLICT (namespace, key) DO NOTHING")
+    connection.executemany(statement, [[row[name] for name in EXPORTED] for row in rows])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -69,20 +69,6 @@ def rename(connection: Connection, session_id: str, to: str) -> None:
     )
     connection.execute("UPDATE memories SET session_id = ? WHERE session_id = ?", (to, session_id))
     indexing.rename_session(connection, session_id, to)
-
-
-def restore(connection: Connection, rows: Iterable[Mapping[str, Any]], session_id: str, to: str) -> None:
-    """Insert the items of an archived session, which may have another id now."""
-    own, new = namespace_text(("session", session_id)), namespace_text(("session", to))
-    named = [
-        {
-            **row,
-            "namespace": new[:-1] + row["namespace"][len(own) - 1 :],
-            "session_id": to if row["session_id"] == session_id else row["session_id"],
-        }
-        for row in rows
-    ]
-    items.restore(connection, named)
 
 
 def delete_sessions(connection: Connection, session_ids: Sequence[str]) -> int:

@@ -317,3 +317,21 @@ def list_(
 def count(connection: Connection, where: SessionFilter, rules: EngineContext) -> int:
     condition, values = _condition(connection, where, rules)
     return int(connection.execute(f"SELECT COUNT(*) FROM sessions WHERE {condition}", values).fetchone()[0])
+
+
+def list_by_home(
+    connection: Connection, where: SessionFilter, rules: EngineContext, *, limit: int
+) -> Iterator[tuple[int, str]]:
+    """The home and the id of each session, in this order, read `limit` at a time."""
+    condition, values = _condition(connection, where, rules)
+    values |= {"home": -1, "id": "", "limit": limit}
+    while True:
+        rows = connection.execute(
+            f"SELECT home, id FROM sessions WHERE {condition} AND (home, id) > (:home, :id) ORDER BY home, id"
+            " LIMIT :limit",
+            values,
+        ).fetchall()
+        yield from rows
+        if len(rows) < limit:
+            return
+        values |= {"home": rows[-1][0], "id": rows[-1][1]}
