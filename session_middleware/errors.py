@@ -76,13 +76,21 @@ class SessionNotFound(SessionError, LookupError):
 
 
 class SessionExists(SessionError, ValueError):
-    def __init__(self, session_id: str, *, archived: bool = False) -> None:
+    """`line`: of the file that was imported, of which nothing was stored. `is_theirs`: it has the same owner."""
+
+    def __init__(
+        self, session_id: str, *, archived: bool = False, line: int | None = None, is_theirs: bool = True
+    ) -> None:
         self.session_id = session_id
         where, call = (" in its archive", "restore") if archived else ("", "open")
-        super().__init__(
-            f"session {session_id!r} exists already{where}; resume it with sessions.{call}({session_id!r}), "
-            "or choose another id"
-        )
+        advice = f"resume it with sessions.{call}({session_id!r}), or choose another id"
+        if line is not None:
+            advice = "import with if_exists='skip' to leave it as it is, or delete it first"
+            if archived or not is_theirs:
+                advice = "nothing was imported"
+                where += "" if is_theirs else " and has another owner"
+        place = "" if line is None else f"line {line}: "
+        super().__init__(f"{place}session {session_id!r} exists already{where}; {advice}")
 
 
 class SessionExpired(SessionError, LookupError):

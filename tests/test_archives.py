@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 
 from session_middleware import SessionNotFound, Sessions, StorageError, UnknownStatus
-from session_middleware.storage import jsonl
+from session_middleware.storage.atomic_files import file_name
 from tests.conftest import Clock, OpenSessions
 from tests.support import agents
 from tests.support.agents import human, said
@@ -116,8 +116,8 @@ def test_the_file_describes_itself(open_sessions: OpenSessions, clock: Clock, tm
     sessions = open_sessions()
     _, _, path = archived(sessions, clock)
     header, *lines, end = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert (header["format"], header["version"]) == ("session-middleware.session", 1)
-    assert header["session"] == {"id": "t", "user_id": "alice", "incarnation": 1}
+    assert (header["format"], header["version"]) == ("session-middleware.sessions", 1)
+    assert (header["sessions"], lines[0]["table"], lines[0]["row"]["id"]) == (1, "sessions", "t")
     assert end["rows"] == len(lines)
     assert "both tea" in {line["row"]["text"] for line in lines if line["table"] == "messages"}
     assert {"$bytes"} == set(next(line["row"]["digest"] for line in lines if line["table"] == "list_items"))
@@ -138,7 +138,7 @@ def test_text_with_any_line_separator_is_restored(open_sessions: OpenSessions, c
 
 
 def test_ids_that_differ_in_case_have_files_that_differ_in_more() -> None:
-    names = {jsonl.file_name(text).lower() for text in ("t", "T", "t/", "t.", "T" * 300)}
+    names = {file_name(text).lower() for text in ("t", "T", "t/", "t.", "T" * 300)}
     assert len(names) == 5
     assert max(map(len, names)) < 100
 

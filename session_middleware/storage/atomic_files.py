@@ -50,15 +50,14 @@ def replacing(path: Path, *, advice: str = ADVICE) -> Iterator[Path]:
 def written(path: Path, *, advice: str = ADVICE) -> Iterator[IO[bytes]]:
     """Yield a binary file that replaces `path` after the block; compressed if the path ends with ``.gz``."""
     check_target(path)
-    with replacing(path, advice=advice) as temporary:
-        with created(temporary) as file:
-            if path.suffix == ".gz":
-                with gzip.GzipFile("", "wb", 6, file, mtime=0) as compressed:
-                    yield cast("IO[bytes]", compressed)
-            else:
-                yield file
-            file.flush()
-            os.fsync(file.fileno())
+    with replacing(path, advice=advice) as temporary, created(temporary) as file:
+        if path.suffix == ".gz":
+            with gzip.GzipFile("", "wb", 6, file, mtime=0) as compressed:
+                yield cast("IO[bytes]", compressed)
+        else:
+            yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def created(path: Path) -> IO[Any]:

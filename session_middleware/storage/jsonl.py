@@ -14,6 +14,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from itertools import chain
@@ -25,7 +26,6 @@ from session_middleware.storage.atomic_files import ADVICE, temporary_of, writte
 
 FORMAT, VERSION = "session-middleware.sessions", 1
 _LONGEST_LINE = 1_500_000_000  # bytes; SQLite stores values of up to 10**9 bytes, which are base64 here
-_EXPORT_AGAIN = "nothing of it was imported; export the sessions again"
 _library = cache(lambda: version("session-middleware"))  # `version` reads folders
 
 Row = dict[str, Any]
@@ -44,8 +44,20 @@ class Refusal(Exception):
         self.number, self.reason = number, reason
         super().__init__(f"line {number}: {reason}")
 
-    def at(self, path: Path, *, advice: str = _EXPORT_AGAIN) -> StorageError:
-        return StorageError(str(path), str(self), advice=advice)
+
+@contextmanager
+def reading(path: Path, *, advice: str = "nothing of it was imported; export the sessions again") -> Iterator[None]:
+    """Map `Refusal` and errors of the operating system in the block to `StorageError`, which names the file."""
+    try:
+        yield
+    except Refusal as error:
+        raise StorageError(str(path), str(error), advice=advice) from error
+    except FileNotFoundError as error:
+        raise StorageError(str(path), "the file is missing", advice=advice) from error
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(str(path), f"it cannot be read ({error})", advice=advice) from error
 
 
 def write(path: Path, sessions: int, rows: Iterable[tuple[str, Row]], *, advice: str = ADVICE) -> str:
@@ -80,14 +92,16 @@ class Reading:
         number = 0
         try:
             with opener(self._path, "rb") as file:
-                for number, line in self._lines(file):
-                    if line is not None:
-                        yield line
+                for number, entry in self._entries(file):
+                    if number == 1:
+                        self.sessions = entry
+                    else:
+                        yield entry
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise Refusal(number + 1, f"the compressed file is cut off or damaged ({error})") from error
 
-    def _lines(self, file: IO[bytes]) -> Iterator[tuple[int, Line | None]]:
-        """The number of each line, and its row unless it is the header."""
+    def _entries(self, file: IO[bytes]) -> Iterator[tuple[int, Any]]:
+        """The number and the `Line` of each line; of the first the number of sessions."""
         digest, number = hashlib.sha256(), 0
         while content := file.readline(_LONGEST_LINE):
             number += 1
@@ -100,25 +114,13 @@ class Reading:
                     if file.readline(1):
                         raise ValueError("it should be the last line")
                     return
-                line = self._read_header(entry) if number == 1 else _row_of(number, entry)
+                line = _line_of(number, entry) if number > 1 else _sessions_in(entry)
             except (ValueError, RecursionError) as error:
                 reason = f"it is not JSON ({error})" if isinstance(error, json.JSONDecodeError) else str(error)
                 raise Refusal(number, reason) from error
             yield number, line
             digest.update(content)
         raise Refusal(number + 1, "the end is missing: the file was cut off")
-
-    def _read_header(self, header: Row) -> None:
-        if header.get("format") != FORMAT:
-            raise ValueError(f"it is not the header of an export of session-middleware ({FORMAT})")
-        if header.get("version") != VERSION:
-            release = str(header.get("library"))[:20]
-            raise ValueError(
-                f"the version of the format is {header.get('version')!r} (session-middleware {release}), "
-                f"and this release reads version {VERSION}"
-            )
-        if isinstance(header.get("sessions"), int):
-            self.sessions = header["sessions"]
 
     def _verify(self, end: Row, digest: str, rows: int) -> None:
         if end.get("rows") != rows:
@@ -161,7 +163,19 @@ def _unpacked(value: Any) -> Any:
     return base64.b64decode(value["$bytes"], validate=True)
 
 
-def _row_of(number: int, entry: Row) -> Line:
+def _sessions_in(header: Row) -> int:
+    if header.get("format") != FORMAT:
+        raise ValueError(f"it is not the header of an export of session-middleware ({FORMAT})")
+    if header.get("version") != VERSION:
+        release = str(header.get("library"))[:20]
+        raise ValueError(
+            f"the version of the format is {header.get('version')!r} (session-middleware {release}), "
+            f"and this release reads version {VERSION}"
+        )
+    return header["sessions"] if isinstance(header.get("sessions"), int) else 0
+
+
+def _line_of(number: int, entry: Row) -> Line:
     if entry.keys() != {"table", "row"} or not isinstance(entry["table"], str) or not isinstance(entry["row"], dict):
         raise ValueError("it is not a row of a table")
     return Line(number, entry["table"], {name: _unpacked(value) for name, value in entry["row"].items()})

@@ -115,9 +115,7 @@ class Contents:
                 try:
                     self._check(table, cursor, row)
                 except self._unreadable as error:
-                    problem = f"it cannot be read ({first_line(error)})"
-                    if isinstance(error, CorruptRow):
-                        problem = str(error) if " is " in str(error) else f"{error} is not what was written"
+                    problem = problem_of(error)
                     named = dict(zip((name for name, *_ in cursor.description), row, strict=True))
                     self.add(problem, named.get("session_id", session_id), table, self._key(table, named))
             if table == "sessions" and count == 0:
@@ -202,6 +200,13 @@ class Contents:
                 self.add(problem, self._connection.execute(sql, (home,)).fetchone()[0], "blobs", digest.hex())
             self._blobs[home, digest] = problem
         return self._blobs[home, digest]
+
+
+def problem_of(error: Exception) -> str:
+    """The problem of a row, as a sentence."""
+    if isinstance(error, CorruptRow):
+        return str(error) if " is " in str(error) else f"{error} is not what was written"
+    return f"it cannot be read ({first_line(error)})"
 
 
 def first_line(error: Exception) -> str:

@@ -168,7 +168,11 @@ _MARK_ASIDE = f"""
 
 
 def interrupt_dead(connection: Connection) -> None:
-    runs, calls = find_dead(connection)
+    interrupt(connection, *find_dead(connection))
+
+
+def interrupt(connection: Connection, runs: Sequence[DeadRun], calls: Sequence[tuple[str, int]]) -> None:
+    """Mark runs, and tool calls outside of runs, as interrupted."""
     for run in runs:
         _interrupt(connection, run)
     connection.executemany(_INTERRUPT_CALL, calls)

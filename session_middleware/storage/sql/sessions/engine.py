@@ -31,10 +31,10 @@ from session_middleware.storage.sql.record import reads, runs
 from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sql.sessions import (
     admission,
-    archives,
     endings,
     expiry,
     ids,
+    imports,
     leases,
     privacy,
     session_rows,
@@ -185,7 +185,7 @@ class SessionOperations(Operations):
             tombstone = tombstones.get_archived(connection, session_id, by)
             endings.make_room(connection, tombstone.user_id, self._rules, self._now())
             path = self._rules.archive_at(str(tombstone.archive))
-            return archives.restore(connection, tombstone, jsonl.read(path, tombstone.digest), self._rules), path
+            return imports.restore_archive(connection, tombstone, path, self._rules), path
 
         session, path = self._database.write(operation)
         jsonl.remove(path)

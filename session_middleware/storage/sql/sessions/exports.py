@@ -35,9 +35,7 @@ _IN_NAMESPACE = "namespace >= ? AND namespace < ?"
 _OF_NO_SESSION = "NOT (namespace >= ? AND namespace < ?)"
 
 
-def families(
-    connection: Connection, where: SessionFilter, rules: EngineContext
-) -> Iterator[tuple[int, Sequence[str]]]:
+def families(connection: Connection, where: SessionFilter, rules: EngineContext) -> Iterator[tuple[int, Sequence[str]]]:
     """The home and the ids of the sessions of each family."""
     found = session_rows.list_by_home(connection, where, rules, limit=_IDS)
     for home, members in groupby(found, key=lambda member: member[0]):
