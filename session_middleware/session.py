@@ -14,6 +14,7 @@ from langchain_core.runnables import RunnableConfig
 from session_middleware import lifecycle
 from session_middleware.display.html import Rows
 from session_middleware.display.text import plural
+from session_middleware.exports.formats import FORMATS, Format, checked_target
 from session_middleware.memory.session_memory import SessionMemory
 from session_middleware.models import (
     Branch,
@@ -42,7 +43,7 @@ from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext, RunState, SessionHandle
 from session_middleware.storage.timeline import Timeline
-from session_middleware.storage.types import DeletionCounts, Record
+from session_middleware.storage.types import DeletionCounts, Record, SessionFilter
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -239,6 +240,32 @@ class Session(SessionFields):
     def delete(self) -> DeletionCounts:
         """Delete the session and all its data. Returns the numbers of rows deleted."""
         return self._sessions._delete(self.id, self._storage, self._identity)
+
+    # Exporting
+
+    def export(self, path: str | Path, format: Format = "jsonl") -> Path:
+        """Write the session to a file or folder, atomically, and return its path.
+
+        Args:
+            path: of the file, or with ``"folder"`` of a folder that is missing or empty. A file is replaced, unless
+                it is a database. One that ends with ``.gz`` is compressed.
+            format: ``"jsonl"`` is complete, and `Sessions.import_from` reads it. ``"markdown"`` and ``"html"`` are
+                the conversation for people. ``"folder"``: ``metadata.json``, ``conversation.jsonl``,
+                ``tool_calls.jsonl``, and a file for each tool call.
+
+        Raises:
+            SessionNotFound: the session was deleted.
+            StorageError: the file cannot be written.
+        """
+        target = checked_target(path, format)
+        self._sessions._flush(self.id)
+        self._authorized.check(reading=True)
+        if format == "jsonl":
+            only = self.id, self._handle.incarnation
+            self._sessions._storage.export_sessions(target, SessionFilter(), only=only)
+        else:
+            FORMATS[format].write(self, target)
+        return target
 
     # Resources
 
@@ -535,6 +562,7 @@ class Session(SessionFields):
     aabandon = async_twin(abandon)
     afork = async_twin(fork)
     adelete = async_twin(delete)
+    aexport = async_twin(export)
     amessages = async_twin(messages)
     adelete_message = async_twin(delete_message)
     atool_calls = async_twin(tool_calls)

@@ -6,12 +6,16 @@ The sessions that these return check each call by an `AuthorizedStorage`.
 from __future__ import annotations
 
 import builtins
+from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
 from session_middleware import lifecycle
 from session_middleware.display.html import Rows
+from session_middleware.display.progress import progress_bar
 from session_middleware.errors import InvalidArgument, SessionAccessDenied, SessionNotFound, UserRevoked
+from session_middleware.exports.formats import Format, checked_path, checked_target, write_all
 from session_middleware.memory.results import SearchHit
 from session_middleware.models import CALL_STATUSES, Event, Explanation, Identity, SessionInfo, ToolCall, Usage
 from session_middleware.runtime.explain import explain, explain_absence
@@ -26,6 +30,7 @@ from session_middleware.storage.search.tokenizer import snippet
 from session_middleware.storage.types import (
     ArchivedSession,
     DeletionCounts,
+    SessionFilter,
     TombstoneInfo,
     ToolCallFilter,
     UsageBy,
@@ -160,6 +165,70 @@ class SessionAccess:
         """
         chosen = lifecycle.session_id_of(session_id)
         return self._session(self._storage.restore_session(chosen, by=self._identity))
+
+    @validation.spelled_out(validation.SessionFilters)
+    def export(
+        self,
+        path: str | Path,
+        format: Format = "jsonl",
+        *,
+        progress: bool = False,
+        **filters: Unpack[validation.SessionFilters],
+    ) -> int:
+        """Write the sessions that `list` finds with these filters, and return their number; for a user: their own.
+
+        ``"jsonl"`` is one file of one snapshot, written beside running writers; the memory does not grow with the
+        number of sessions. Without filters it also has all memories that belong to no session, and for a user, or
+        with `user_id` alone, the memories of the user. The other formats are a folder with a file or folder for each
+        session; it must be missing or empty. See `Session.export`.
+
+        Args:
+            progress: show a progress bar on the terminal.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        target = checked_target(path, format)
+        self._operator._flush()
+        filters["user_id"] = self._owner_id(filters.get("user_id"))
+        where = self._checked(validation.filter_of(None, **filters))
+        with progress_bar("exporting sessions", wanted=progress) as report:
+            if format == "jsonl":
+                owned = SessionFilter(user_id=where.user_id)
+                namespace = () if where == SessionFilter() else ("user", str(where.user_id)) if where == owned else None
+                return self._storage.export_sessions(target, where, memories=namespace, progress=report)
+            return write_all(self._pages(**filters), target, format, self.count(**filters), report)
+
+    def _pages(self, **filters: Unpack[validation.SessionFilters]) -> Iterator[Session]:
+        """All sessions that `list` finds, read a page at a time."""
+        after: Session | None = None
+        while page := self.list(after=after, **filters):
+            yield from page
+            after = page[-1]
+
+    def import_from(
+        self, path: str | Path, *, if_exists: Literal["raise", "skip"] = "raise", progress: bool = False
+    ) -> builtins.list[str]:
+        """Store all sessions of a file that `export` wrote as JSON lines, or none, and return their ids.
+
+        They keep ids, owners, times and status. The file may be of the other engine. It is verified completely before
+        anything is stored; meanwhile other writers do not wait, and then they wait for one transaction. Runs that were
+        in progress become ``interrupted``. Of memories under the same key, the one in this database stays.
+
+        Args:
+            if_exists: ``"skip"`` leaves a session of the same owner as it is that is here already.
+            progress: show a progress bar on the terminal.
+
+        Raises:
+            StorageError: the file is missing, damaged, or not an export, or a user imports a session of another user
+                or of a group of others; the message names the line and the reason.
+            SessionExists: a session has the id of one in the file, or its archive has, or another owner had it.
+            SessionLimitReached: a user would have too many open sessions.
+        """
+        validation.check_choice("if_exists", if_exists, ("raise", "skip"))
+        source = checked_path(path)
+        with progress_bar("importing sessions", wanted=progress) as report:
+            return self._storage.import_sessions(source, by=self._identity, skips=if_exists == "skip", progress=report)
 
     def explain(self, session_id: object) -> Explanation:
         """Why a session has its status, and its next status if no activity follows; also of deleted ids.
@@ -309,6 +378,8 @@ class SessionAccess:
     acopy = async_twin(copy)
     adelete = async_twin(delete)
     arestore = async_twin(restore)
+    aexport = async_twin(export)
+    aimport_from = async_twin(import_from)
     aexplain = async_twin(explain)
     areplay = async_twin(replay)
     asearch = async_twin(search)

@@ -28,6 +28,7 @@ LAYERS = (  # the lowest first: a module imports from the layers above it in thi
     "checkpoint",
     "recording",
     "memory",
+    "exports",
     "experiments",
     "session",
     "user_sessions",

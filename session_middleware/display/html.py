@@ -50,13 +50,13 @@ def facts_html(facts: Mapping[str, Any]) -> str:
 
 
 def paragraph_html(text: str) -> str:
-    return f"<p>{_safe(text)}</p>"
+    return f"<p>{safe(text)}</p>"
 
 
 def table_html(columns: Sequence[str], rows: Iterable[Sequence[str]], hidden: int = 0) -> str:
     """A table of texts. `hidden` is the number of rows left out."""
-    head = "".join(f"<th{_LEFT}>{_safe(name)}</th>" for name in columns)
-    body = "".join(f"<tr>{''.join(f'<td{_LEFT}>{_safe(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    head = "".join(f"<th{_LEFT}>{safe(name)}</th>" for name in columns)
+    body = "".join(f"<tr>{''.join(f'<td{_LEFT}>{safe(cell)}</td>' for cell in row)}</tr>" for row in rows)
     note = f"<p>and {hidden:,} more</p>" if hidden > 0 else ""
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
 
@@ -72,5 +72,5 @@ def _cell(value: Any) -> str:
     return shortened(json_text(value, full=True) if is_json else str(value), _CELL_CHARACTERS)
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
     return escape(visible(text))

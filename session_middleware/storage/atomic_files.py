@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
-from session_middleware.errors import StorageError
+from session_middleware.errors import SessionError, StorageError
 
 ADVICE = "check the folder's permissions and the free disk space"
 _DATABASE = b"SQLite format 3\0"
@@ -38,7 +38,7 @@ def replacing(path: Path, *, advice: str = ADVICE) -> Iterator[Path]:
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
-        if isinstance(error, StorageError):
+        if isinstance(error, SessionError):
             raise
         raise StorageError(str(path), f"it cannot be written ({error})", advice=advice) from error
     finally:
@@ -60,6 +60,16 @@ def written(path: Path, *, advice: str = ADVICE) -> Iterator[IO[bytes]]:
         os.fsync(file.fileno())
 
 
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder, which is moved to `path` after the block; `path` must be missing or an empty folder."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise StorageError(str(path), "it exists already", advice="name a new folder for the export")
+    with replacing(path) as temporary:
+        temporary.mkdir(mode=0o700)
+        yield temporary
+
+
 def created(path: Path) -> IO[Any]:
     """A new file, private whatever the umask."""
     file = open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))  # noqa: SIM115
@@ -71,8 +81,8 @@ def check_target(path: Path) -> None:
     """Raise `StorageError` if an export to this path would replace a database or a folder."""
     if path.is_dir():
         raise StorageError(str(path), "it is a folder", advice="name a file in it")
-    if path.is_file():
-        with suppress(OSError), path.open("rb") as file:
+    if path.is_file() and os.access(path, os.R_OK):
+        with path.open("rb") as file:
             if file.read(len(_DATABASE)) == _DATABASE:
                 raise StorageError(str(path), "it is a database", advice="name another file for the export")
 

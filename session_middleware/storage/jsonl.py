@@ -21,8 +21,9 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
 
-from session_middleware.errors import StorageError
+from session_middleware.errors import SessionError, StorageError
 from session_middleware.storage.atomic_files import ADVICE, temporary_of, written
+from session_middleware.storage.types import Progress
 
 FORMAT, VERSION = "session-middleware.sessions", 1
 _LONGEST_LINE = 1_500_000_000  # bytes; SQLite stores values of up to 10**9 bytes, which are base64 here
@@ -55,7 +56,7 @@ def reading(path: Path, *, advice: str = "nothing of it was imported; export the
     except FileNotFoundError as error:
         raise StorageError(str(path), "the file is missing", advice=advice) from error
     except OSError as error:
-        if isinstance(error, StorageError):
+        if isinstance(error, SessionError):
             raise
         raise StorageError(str(path), f"it cannot be read ({error})", advice=advice) from error
 
@@ -80,23 +81,25 @@ def write(path: Path, sessions: int, rows: Iterable[tuple[str, Row]], *, advice:
 class Reading:
     """One pass over a file. `digest` is known at its end."""
 
-    def __init__(self, path: Path, digest: str | None = None) -> None:
-        """With a `digest`, the file must have it."""
-        self._path, self._expected = path, digest
-        self.sessions = 0
+    def __init__(self, path: Path, digest: str | None = None, *, progress: Progress | None = None) -> None:
+        """`digest`: that of the first pass, which this second one must have again."""
+        self._path, self._expected, self._progress = path, digest, progress
         self.digest = ""
 
     def __iter__(self) -> Iterator[Line]:
         """The rows in order; at the end, the file has been verified. Raises `Refusal`, and `OSError`."""
         opener: Any = gzip.open if self._path.suffix == ".gz" else open
-        number = 0
+        number = done = sessions = 0
         try:
             with opener(self._path, "rb") as file:
                 for number, entry in self._entries(file):
                     if number == 1:
-                        self.sessions = entry
-                    else:
-                        yield entry
+                        sessions = entry
+                        continue
+                    yield entry
+                    done += entry.table == "sessions"
+                    if self._progress is not None and entry.table == "sessions":
+                        self._progress(done + (sessions if self._expected else 0), 2 * sessions)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise Refusal(number + 1, f"the compressed file is cut off or damaged ({error})") from error
 

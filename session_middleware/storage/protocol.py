@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from session_middleware.models import (
@@ -64,6 +65,7 @@ from session_middleware.storage.types import (
     ConversationItemPut,
     DeletionCounts,
     Page,
+    Progress,
     Record,
     SessionDetails,
     SessionFilter,
@@ -172,6 +174,33 @@ class Storage(Protocol):
 
         Raises `SessionNotFound` unless it is archived and was this user's, `SessionExists` if a session has this id,
         `SessionLimitReached`, and `StorageError` for a file that is missing or was changed.
+        """
+
+    def export_sessions(
+        self,
+        path: Path,
+        where: SessionFilter,
+        *,
+        only: tuple[str, int] | None = None,
+        memories: tuple[str, ...] | None = None,
+        progress: Progress | None = None,
+    ) -> int:
+        """Write sessions of one snapshot to a file (`storage/jsonl.py`), and return their number.
+
+        Exported is all that is deleted with a session, and the state that it shares with its family. `memories` is a
+        namespace: the memories in it and below are exported too; ``()``: all. `only` is the id and incarnation of the
+        one session to export; raises `SessionNotFound`. The memory does not grow with the number of sessions.
+        """
+
+    def import_sessions(
+        self, path: Path, *, by: Identity | None = None, skips: bool = False, progress: Progress | None = None
+    ) -> list[str]:
+        """Insert the sessions of a file, all or none, and return their ids.
+
+        The whole file is verified before the transaction begins. Runs in progress are ``interrupted``. `skips` leaves
+        sessions that are here already. Raises `StorageError` for a file that is not what was exported, and
+        `SessionExists` for an id that is taken; `by` a user also `StorageError` for a session of another user, and
+        `SessionLimitReached`.
         """
 
     def find_tombstone(self, session_id: str) -> TombstoneInfo | None: ...

@@ -6,7 +6,7 @@ appended to the record in `record_entries`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
@@ -26,6 +26,7 @@ from session_middleware.models import (
 from session_middleware.storage.record_entries import Attachment, MessageEntry
 
 Record: TypeAlias = Message | ToolCall | ModelCall | Run | Event  # one row of a session's record
+Progress: TypeAlias = Callable[[int, int], object]  # called with what is done, and the whole
 
 
 class Watch:

@@ -7,7 +7,7 @@ snapshot, beside runs in progress. Leases are not copied: the runs that hold the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -16,10 +16,9 @@ from session_middleware.errors import StorageError
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine import SqlStorage
 from session_middleware.storage.sql.tables import Row, Table, fetched, tables
+from session_middleware.storage.types import Progress
 
 _PAGE = 500  # rows of a statement
-
-Progress = Callable[[int, int], object]
 
 
 def _tables() -> list[Table]:

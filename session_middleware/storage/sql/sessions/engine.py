@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from session_middleware.errors import SessionBusy, SessionError, SessionExists, StorageError
+from session_middleware.errors import SessionBusy, SessionError, SessionExists, SessionNotFound, StorageError
 from session_middleware.models import (
     Closed,
     ErasureReceipt,
@@ -33,6 +33,7 @@ from session_middleware.storage.sql.sessions import (
     admission,
     endings,
     expiry,
+    exports,
     ids,
     imports,
     leases,
@@ -40,7 +41,15 @@ from session_middleware.storage.sql.sessions import (
     session_rows,
     tombstones,
 )
-from session_middleware.storage.types import ArchivedSession, DeletionCounts, SessionDetails, SessionSize, Watch
+from session_middleware.storage.types import (
+    ArchivedSession,
+    DeletionCounts,
+    Progress,
+    SessionDetails,
+    SessionFilter,
+    SessionSize,
+    Watch,
+)
 
 T = TypeVar("T")
 
@@ -190,6 +199,41 @@ class SessionOperations(Operations):
         session, path = self._database.write(operation)
         jsonl.remove(path)
         return session
+
+    def export_sessions(
+        self,
+        path: Path,
+        where: SessionFilter,
+        *,
+        only: tuple[str, int] | None = None,
+        memories: tuple[str, ...] | None = None,
+        progress: Progress | None = None,
+    ) -> int:
+        def operation(connection: Connection) -> int:
+            chosen = None if only is None else session_rows.find(connection, only[0])
+            if only is not None and (chosen is None or chosen.incarnation != only[1]):
+                raise SessionNotFound(only[0], deleted=True)
+            count = 1 if chosen else session_rows.count(connection, where, self._rules)
+            found = [(chosen.home, [chosen.id])] if chosen else exports.families(connection, where, self._rules)
+            jsonl.write(path, count, exports.rows(connection, found, memories, count, progress))
+            return count
+
+        return self._database.read(operation)
+
+    def import_sessions(
+        self, path: Path, *, by: Identity | None = None, skips: bool = False, progress: Progress | None = None
+    ) -> list[str]:
+        with jsonl.reading(path):
+            verified = jsonl.Reading(path, progress=progress)
+            for line in verified:
+                imports.check(line)
+
+            def operation(connection: Connection) -> list[str]:
+                importing = imports.Import(connection, self._rules, by=by, skips=skips)
+                importing.run(jsonl.Reading(path, verified.digest, progress=progress))
+                return importing.ids
+
+            return self._database.write(operation)
 
     def end_session(self, session_id: str, status: Closed, *, reason: str, detail: Mapping[str, Any]) -> SessionInfo:
         return self._change(endings.end, session_id, status, self._rules, reason=reason, detail=dict(detail))

@@ -6,7 +6,7 @@ words and vectors of the index, and leases.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -20,7 +20,7 @@ from session_middleware.storage.sql.record import runs
 from session_middleware.storage.sql.row_mapping import namespace_text
 from session_middleware.storage.sql.sessions import session_rows
 from session_middleware.storage.sql.tables import Row, fetched, tables
-from session_middleware.storage.types import SessionFilter
+from session_middleware.storage.types import Progress, SessionFilter
 
 NamedRow = tuple[str, dict[str, Any]]  # with the name of its table
 
@@ -32,7 +32,6 @@ _OF_SESSION = {
     **dict.fromkeys(("checkpoints", "writes"), "session_id = ? AND home = ?"),
 }
 _IN_NAMESPACE = "namespace >= ? AND namespace < ?"
-_OF_NO_SESSION = "NOT (namespace >= ? AND namespace < ?)"
 
 
 def families(connection: Connection, where: SessionFilter, rules: EngineContext) -> Iterator[tuple[int, Sequence[str]]]:
@@ -42,6 +41,25 @@ def families(connection: Connection, where: SessionFilter, rules: EngineContext)
         yield home, [session_id for _, session_id in members]
 
 
+def rows(
+    connection: Connection,
+    found: Iterable[tuple[int, Sequence[str]]],
+    namespace: tuple[str, ...] | None,
+    count: int,
+    progress: Progress | None,
+) -> Iterator[NamedRow]:
+    """The rows of some families, and the memories of a namespace; ``()``: of all but those of sessions."""
+    done = 0
+    for home, session_ids in found:
+        yield from of_family(connection, home, session_ids)
+        done += len(session_ids)
+        if progress is not None:
+            progress(done, count)
+    if namespace is not None:
+        where = _IN_NAMESPACE if namespace else f"NOT ({_IN_NAMESPACE})"
+        yield from _memories(connection, where, namespace or ("session",))
+
+
 def of_family(connection: Connection, home: int, session_ids: Sequence[str]) -> Iterator[NamedRow]:
     """Everything of some sessions of one family."""
     read = partial(_rows, connection)
@@ -49,7 +67,7 @@ def of_family(connection: Connection, home: int, session_ids: Sequence[str]) -> 
         for session_id in session_ids:
             yield from read(table, condition, (session_id, home)[: condition.count("?")])
     for session_id in session_ids:
-        yield from of_namespace(connection, ("session", session_id))
+        yield from _memories(connection, _IN_NAMESPACE, ("session", session_id))
     lengths: dict[int, int] = {}
     digests: set[bytes] = set()
     for session_id in session_ids:
@@ -68,17 +86,8 @@ def of_family(connection: Connection, home: int, session_ids: Sequence[str]) -> 
             yield "blobs", {"home": home, "digest": digest, "type": kind, "data": data}
 
 
-def of_namespace(connection: Connection, namespace: tuple[str, ...]) -> Iterator[NamedRow]:
-    """The memories in a namespace and those below it."""
-    return _memories(connection, _IN_NAMESPACE, items.range_of(namespace_text(namespace)))
-
-
-def of_no_session(connection: Connection) -> Iterator[NamedRow]:
-    """The memories of users, groups and everyone, and the items of the app's own namespaces."""
-    return _memories(connection, _OF_NO_SESSION, items.range_of(namespace_text(("session",))))
-
-
-def _memories(connection: Connection, where: str, values: Row) -> Iterator[NamedRow]:
+def _memories(connection: Connection, where: str, namespace: tuple[str, ...]) -> Iterator[NamedRow]:
+    values = items.range_of(namespace_text(namespace))
     columns = ", ".join(items.EXPORTED).replace("embedded", "embedded * 0")  # the vectors are not exported
     for _, row in tables()["memories"].rows(partial(fetched, connection), where, values, limit=_PAGE, columns=columns):
         yield "memories", dict(zip(items.EXPORTED, row, strict=True))

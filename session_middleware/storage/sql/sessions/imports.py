@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from session_middleware import lifecycle
-from session_middleware.errors import SessionAccessDenied, SessionError, SessionExists
+from session_middleware.errors import SessionError, SessionExists
 from session_middleware.models import Identity, SessionInfo, to_text
 from session_middleware.storage import jsonl
 from session_middleware.storage.jsonl import Line, Refusal
@@ -103,7 +103,7 @@ class Import:
         }
 
     def run(self, lines: Iterable[Line]) -> None:
-        """Raises `Refusal`, `SessionExists`, `SessionAccessDenied`, `SessionLimitReached` or `UserRevoked`."""
+        """Raises `Refusal`, `SessionExists`, `SessionLimitReached` or `UserRevoked`."""
         if self._by is not None:
             tombstones.check_not_revoked(self._connection, "", self._by.user_id)
         for line in lines:
@@ -151,7 +151,7 @@ class Import:
             changes: dict[str, Any] = {"id": session_id, "family_id": family, "status": "active", "reason": "restored"}
             changes |= {"opened_as": "revived", "ended_at": None, "pruned": 0, "active_since": to_text(self._now)}
         else:
-            self._check_theirs(row)
+            self._check_theirs(row, number)
             if self._is_taken(row, number):
                 self._renamed[was] = None
                 return
@@ -170,13 +170,13 @@ class Import:
         members = self._connection.execute(sql, (row["home"],)).fetchall()
         return int(row["home"]) if members == [(row["family_id"], row["user_id"])] else new_home()
 
-    def _check_theirs(self, row: dict[str, Any]) -> None:
+    def _check_theirs(self, row: dict[str, Any], number: int) -> None:
         if (by := self._by) is None:
             return
         if row["user_id"] != by.user_id:
-            raise SessionAccessDenied(row["id"], user_id=by.user_id)
-        if row["group_id"] is not None and row["group_id"] not in by.groups:
-            raise SessionAccessDenied(row["id"], user_id=by.user_id, group_id=row["group_id"])
+            raise Refusal(number, f"session {row['id']!r} is owned by another user")
+        if row["group_id"] not in (None, *by.groups):
+            raise Refusal(number, f"session {row['id']!r} is of a group that the user is not in")
 
     def _is_taken(self, row: dict[str, Any], number: int) -> bool:
         """Whether the session is skipped. Raises `SessionExists` if its id is not free."""

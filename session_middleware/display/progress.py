@@ -1,0 +1,20 @@
+"""A progress bar on stderr, which rich hides where there is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress_bar(label: str, *, wanted: bool) -> Iterator[Callable[[int, int], object] | None]:
+    """Yield a function of what is done and of the whole; ``None`` if no bar is wanted."""
+    if not wanted:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, whole: bar.update(task, completed=done, total=whole)
