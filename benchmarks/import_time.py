@@ -20,6 +20,7 @@ from benchmarks.run import Figure, arguments, machine, middle, show
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "session_middleware"
+_WARM_UP = 1  # rounds that fill the machine's caches and are not counted
 BARE, EMPTY_DOOR, DOOR, LIBRARIES = "pass", f"import {PACKAGE}", f"from {PACKAGE} import Sessions", ""
 
 
@@ -55,15 +56,15 @@ def _imports(body: list[ast.stmt]) -> Iterator[str]:
 
 
 def measure(runs: int) -> dict[str, float]:
-    """Milliseconds of each; the first round fills the machine's caches and is not counted."""
+    """Milliseconds of each."""
     code = {name: name for name in (BARE, EMPTY_DOOR, DOOR)} | {LIBRARIES: "\n".join(libraries())}
     seconds: dict[str, list[float]] = {name: [] for name in code}
-    for _ in range(runs + 1):
+    for _ in range(runs + _WARM_UP):
         for name, text in code.items():
             start = time.perf_counter()
             _start(text)
             seconds[name].append(time.perf_counter() - start)
-    return {name: middle(taken[1:]) for name, taken in seconds.items()}
+    return {name: middle(taken[_WARM_UP:]) for name, taken in seconds.items()}
 
 
 def report(*, quick: bool, runs: int | None = None) -> None:

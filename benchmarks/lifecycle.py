@@ -210,10 +210,10 @@ def _turn(name: str, turns: int) -> float:
             BackgroundWorker.begin = begin  # type: ignore[method-assign]
 
 
-def report(*, quick: bool, sessions: int | None = None) -> None:
-    sweeping(sessions or (10_000 if quick else _SESSIONS), 20 if quick else 200)
-    waiting(20 if quick else 100, 1 if quick else 5)
-    leases(5 if quick else 50, 1 if quick else 5)
+def report(*, quick: bool, sessions: int | None = None, turns: int | None = None) -> None:
+    sweeping(sessions or (10_000 if quick else _SESSIONS), turns or (20 if quick else 200))
+    waiting(turns or (20 if quick else 100), 1 if quick else 5)
+    leases(turns or (5 if quick else 50), 1 if quick else 5)
 
 
 def main() -> None:

@@ -65,15 +65,24 @@ class Synchronous(BaseCheckpointSaver[Any]):
         return self.saver.get_next_version(current, channel)
 
 
-@pytest.mark.parametrize("half", [lambda saver: saver, Synchronous], ids=["async", "sync"])
+@pytest.mark.parametrize(
+    ("storage_url", "half"),
+    [("sqlite", Synchronous), ("sqlite", None), ("postgres", None), ("memory", Synchronous)],
+    indirect=["storage_url"],
+    ids=["sqlite-sync", "sqlite-async", "postgres-async", "memory-sync"],
+)
 async def test_the_checkpointer_passes_langgraphs_conformance_suite(
-    half: Callable[[Any], Any], storage_url: str, tmp_path: Path
+    storage_url: str, half: Callable[[Any], Any] | None, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
+    def empty() -> str:
+        if storage_url.startswith("postgresql"):
+            return str(request.getfixturevalue("postgres_server").emptied())
+        return storage_url if storage_url == ":memory:" else str(tmp_path / f"{uuid.uuid4().hex}.db")
+
     @checkpointer_test(name="session-middleware")
     async def fresh() -> AsyncIterator[BaseCheckpointSaver[Any]]:
-        url = storage_url if storage_url == ":memory:" else str(tmp_path / f"{uuid.uuid4().hex}.db")
-        async with Sessions(url) as sessions:
-            yield half(sessions.checkpointer)
+        async with Sessions(empty()) as sessions:
+            yield half(sessions.checkpointer) if half else sessions.checkpointer
 
     report = await validate(fresh)
     failures = {name: result.failures for name, result in report.results.items() if result.failures}
@@ -147,11 +156,10 @@ def test_what_is_read_is_what_langgraphs_own_saver_reads(name: str, sessions: Se
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_a_process_that_knows_nothing_reads_the_same(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "sessions.db"
-    with Sessions(path) as sessions:
+def test_a_process_that_knows_nothing_reads_the_same(name: str, open_sessions: Callable[[], Sessions]) -> None:
+    with open_sessions() as sessions:
         written = puts(sessions.checkpointer, name, VALUES[name])
-    with Sessions(path) as sessions:
+    with open_sessions() as sessions:
         for each in written:
             again = sessions.checkpointer.get_tuple(each.config)
             assert again is not None
@@ -159,8 +167,8 @@ def test_a_process_that_knows_nothing_reads_the_same(name: str, tmp_path: Path) 
             assert same(again.pending_writes, each.pending_writes)
 
 
-def test_two_processes_that_take_turns_on_one_thread_never_mix_it_up(tmp_path: Path) -> None:
-    with Sessions(tmp_path / "sessions.db") as one, Sessions(tmp_path / "sessions.db") as two:
+def test_two_processes_that_take_turns_on_one_thread_never_mix_it_up(open_sessions: Callable[[], Sessions]) -> None:
+    with open_sessions() as one, open_sessions() as two:
         graphs = [each.attach(agents.chat()) for each in (one, two)]
         theirs = agents.chat()
         theirs.checkpointer = InMemorySaver()

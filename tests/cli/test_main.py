@@ -21,6 +21,7 @@ from session_middleware import Sessions
 from session_middleware.cli import opening
 from session_middleware.cli.main import cli
 from tests.support import agents
+from tests.support.processes import Process, run
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "session_middleware.cli"]
@@ -518,28 +519,23 @@ def test_an_answer_that_breaks_off_is_followed_by_one_line(
     )
 
 
-def test_input_that_is_no_text_is_replaced_and_sent(tmp_path: Path) -> None:
-    command = [*COMMAND, "chat", "--db", str(tmp_path / "chat.db"), "--thread", "t1"]
-    said = b"caf\xe9\nhello\n"
-    done = subprocess.run(command, input=said, env=environment(), capture_output=True)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert "said 2 things here, first: 'caf\N{REPLACEMENT CHARACTER}'" in done.stdout.decode()
-
-
 # As a process
 
+MAIN = "from session_middleware.cli.main import main; main()"
+# Writes to a new buffered stream, as the interpreter makes one for a pipe, over the file descriptor that is named.
+WRITING = f"import os, sys; os.dup2(int(eval(sys.argv.pop(1))), 1); sys.stdout = open(1, 'w', closefd=False); {MAIN}"
+FULL = "os.open('/dev/full', os.O_WRONLY)"
+CLOSED = "[os.close(reading) or writing for reading, writing in [os.pipe()]][0]"
 
-@pytest.fixture
-def buffered() -> dict[str, str]:
-    return environment() | {"PYTHONUNBUFFERED": ""}
+
+def written_to(descriptor: str, command: str, db: str) -> subprocess.CompletedProcess[str]:
+    return run("-c", WRITING, descriptor, *command.split(), *([] if command == "--help" else ["--db", db]))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
 @pytest.mark.parametrize("command", ["list", "show a1 --json", "--help"])
-def test_output_that_cannot_be_written_is_one_line(command: str, db: str, buffered: dict[str, str]) -> None:
-    arguments = command.split() if command == "--help" else [*command.split(), "--db", db]
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run([*COMMAND, *arguments], env=buffered, stdout=full, stderr=subprocess.PIPE, text=True)
+def test_output_that_cannot_be_written_is_one_line(command: str, db: str) -> None:
+    done = written_to(FULL, command, db)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "Error: the output cannot be written (No space left on device); write it elsewhere"
@@ -548,37 +544,31 @@ def test_output_that_cannot_be_written_is_one_line(command: str, db: str, buffer
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes are closed in another way")
 @pytest.mark.parametrize("command", ["list", "show a1 --json", "--help"])
-def test_a_reader_that_has_ended_is_no_error(command: str, db: str, buffered: dict[str, str]) -> None:
-    arguments = command.split() if command == "--help" else [*command.split(), "--db", db]
-    reading, writing = os.pipe()
-    os.close(reading)
-    with os.fdopen(writing, "w") as closed:
-        done = subprocess.run([*COMMAND, *arguments], env=buffered, stdout=closed, stderr=subprocess.PIPE, text=True)
-    assert done.stderr == ""
+def test_a_reader_that_has_ended_is_no_error(command: str, db: str) -> None:
+    assert written_to(CLOSED, command, db).stderr == ""
 
 
 @pytest.mark.slow
-def test_chat_in_processes_of_its_own(tmp_path: Path) -> None:
-    command = [*COMMAND, "chat", "--db", str(tmp_path / "chat.db"), "--thread", "t1"]
-    for said, answer in (("my name is Ada\n", "said 1 thing here"), ("what is my name?\n", "'my name is Ada'")):
-        done = subprocess.run(command, input=said, env=environment(), capture_output=True, text=True, encoding="utf-8")
-        assert (done.returncode, done.stderr) == (0, "")
-        assert answer in done.stdout
+def test_chat_in_processes_of_its_own_replaces_what_is_no_text(tmp_path: Path) -> None:
+    chat = ["chat", "--db", str(tmp_path / "chat.db"), "--thread", "t1"]
+    done = subprocess.run([*COMMAND, *chat], input=b"caf\xe9\n", env=environment(), capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "said 1 thing here" in done.stdout.decode()
+    resumed = Process("-c", MAIN, *chat, stdin=True)
+    output, errors = resumed.communicate("what did I say?\n")
+    assert (resumed.returncode, errors) == (0, "")
+    assert "said 2 things here, first: 'caf\N{REPLACEMENT CHARACTER}'" in output
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send")
 def test_ctrl_c_ends_a_chat_cleanly(tmp_path: Path) -> None:
-    command = [*COMMAND, "chat", "--db", str(tmp_path / "chat.db"), "--thread", "t1"]
-    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=environment(), text=True, encoding="utf-8", **streams) as process:
-        assert process.stdout is not None
-        seen = ""
-        while "you> " not in seen:
-            seen += process.stdout.read(1)
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert errors == ""
+    process = Process("-c", MAIN, "chat", "--db", tmp_path / "chat.db", "--thread", "t1", stdin=True)
+    seen = ""
+    while "you> " not in seen:
+        seen += process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (0, "")
     assert "resume with" in output
 
 

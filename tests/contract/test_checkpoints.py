@@ -23,6 +23,9 @@ from session_middleware.storage.checkpoint_types import (
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import MessageEntry
 from session_middleware.storage.run import RunContext
+from tests.support.pairwise import KINDS
+
+pytestmark = pytest.mark.parametrize("storage_url", KINDS, indirect=True)
 
 BODY = Blob("msgpack", b"body")
 

@@ -319,7 +319,7 @@ def test_an_operation_that_fails_has_done_nothing(name: str, storage: Any) -> No
         storage._database.write(lambda connection: connection.execute("DROP FUNCTION fail CASCADE"))
 
 
-@pytest.mark.parametrize("storage_url", ["file", "memory"], indirect=True)
+@pytest.mark.parametrize("storage_url", ["sqlite", "memory"], indirect=True)
 def test_deleted_space_goes_back_to_the_file_system(storage: Storage) -> None:
     for session_id in ("t", "u"):
         for number in range(4):

@@ -13,6 +13,9 @@ from session_middleware.storage.record_entries import MessageEntry, ModelCallEnt
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.record import runs
 from session_middleware.storage.types import SessionDetails
+from tests.support.pairwise import KINDS
+
+pytestmark = pytest.mark.parametrize("storage_url", KINDS, indirect=True)
 
 CALL = {"name": "add", "args": {"a": 1}, "id": "c1", "type": "tool_call"}
 

@@ -16,7 +16,7 @@ import pytest
 from session_middleware import SessionError, Sessions
 from tests.faults.test_saver import graph
 
-IS_THOROUGH = "SESSION_FAULT_ROUNDS" in os.environ  # all types in each column, else two
+IS_THOROUGH = "SESSION_FAULT_ROUNDS" in os.environ  # all types in each column, else one
 OTHER_TYPES: dict[str, Any] = {"bytes": b"\xff\x00", "text": "zz", "number": 7}
 READS: dict[str, Callable[[Sessions], Any]] = {
     "get": lambda sessions: sessions.checkpointer.get_tuple(sessions.config("t")),
@@ -45,7 +45,7 @@ def damaged(whole: Path, path: Path, table: str) -> Iterator[str]:
     connection.close()
     kinds = list(OTHER_TYPES.items())
     for number, column in enumerate(columns):
-        for kind, value in kinds if IS_THOROUGH else (kinds[number % 3], kinds[(number + 1) % 3]):
+        for kind, value in kinds if IS_THOROUGH else (kinds[number % 3],):
             shutil.copy(whole, path)
             connection = sqlite3.connect(path)
             try:

@@ -28,7 +28,7 @@ from tests.support.agents import human
 from tests.support.damage import Key, Readings
 from tests.support.processes import Process
 
-ROUNDS = int(os.environ.get("SESSION_FAULT_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("SESSION_FAULT_ROUNDS", "1"))
 ROOT = Path(__file__).parents[2]
 
 _WRITE = "a write of another checkpoint than the outermost graph's latest cannot be found; a deep check finds the page"

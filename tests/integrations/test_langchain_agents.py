@@ -36,6 +36,7 @@ from session_middleware import SessionAccessDenied, Sessions
 from session_middleware.checkpoint.repair import INTERRUPTED
 from session_middleware.integrations.langchain_agents import Recall, SessionMiddleware
 from tests.support.agents import TOOLS, Scripted, chat, human, said
+from tests.support.pairwise import pairwise
 
 INTERRUPT_MODES = ("batched", "per_call")[: 1 + ("interrupt_mode" in signature(HumanInTheLoopMiddleware).parameters)]
 MODES = ("attached", "checkpointer only", "alone")
@@ -157,7 +158,7 @@ async def test_an_agent_without_a_thread_is_left_as_it_is(run: Any, sessions: Se
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_tool_finds_its_start_written_down(mode: str, run: Any, sessions: Sessions, tmp_path: Path) -> None:
+async def test_a_tool_finds_its_start_written_down(mode: str, sessions: Sessions, tmp_path: Path) -> None:
     found = []
 
     @tool
@@ -231,9 +232,7 @@ async def test_arguments_are_those_the_tool_was_executed_with(mode: str, run: An
 # Refusals
 
 
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("interrupt_mode", INTERRUPT_MODES)
-@pytest.mark.parametrize("mode", MODES)
+@pairwise(mode=MODES, run=["sync", "async"], first=[True, False], interrupt_mode=INTERRUPT_MODES)
 async def test_what_a_person_refuses_is_refused(
     mode: str, interrupt_mode: Any, first: bool, run: Any, sessions: Sessions
 ) -> None:
@@ -320,8 +319,7 @@ async def test_a_tool_that_fails_and_one_that_does_not_exist_are_errors(
 # LangChain's others
 
 
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("mode", MODES)
+@pairwise(mode=MODES, run=["sync", "async"], first=[True, False])
 async def test_beside_a_limit_of_tool_calls(mode: str, first: bool, run: Any, sessions: Sessions) -> None:
     limit = ToolCallLimitMiddleware(run_limit=1, exit_behavior="continue")
     agent, config = build(sessions, mode, limit, first=first), sessions.config("t")
@@ -342,8 +340,7 @@ async def test_beside_a_limit_of_model_calls(mode: str, run: Any, sessions: Sess
         check_record(sessions, agent, config)
 
 
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("mode", MODES)
+@pairwise(mode=MODES, run=["sync", "async"], first=[True, False])
 async def test_beside_retries_of_tools(mode: str, first: bool, run: Any, sessions: Sessions) -> None:
     tries = []
 
@@ -363,8 +360,7 @@ async def test_beside_retries_of_tools(mode: str, first: bool, run: Any, session
     assert found == [(1, "error"), (2, "ok")]
 
 
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("mode", MODES)
+@pairwise(mode=MODES, run=["sync", "async"], first=[True, False])
 async def test_beside_retries_of_models(mode: str, first: bool, run: Any, sessions: Sessions) -> None:
     retry = ModelRetryMiddleware(max_retries=2, initial_delay=0.0, jitter=False)
     agent, config = build(sessions, mode, retry, first=first, model=Flaky()), sessions.config("t")
@@ -430,8 +426,7 @@ async def test_without_a_recorder_the_models_that_another_middleware_calls_aroun
     assert [role for role, _ in said(session, branch="all")] == ["user", "assistant", "tool", "assistant"]
 
 
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("mode", MODES)
+@pairwise(mode=MODES, run=["sync", "async"], first=[True, False])
 async def test_beside_summaries_nothing_that_was_said_is_lost(
     mode: str, first: bool, run: Any, sessions: Sessions
 ) -> None:
@@ -447,8 +442,7 @@ async def test_beside_summaries_nothing_that_was_said_is_lost(
     assert {f"you said hello {number}" for number in range(4)} <= set(answers)
 
 
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("mode", MODES)
+@pairwise(mode=MODES, run=["sync", "async"], first=[True, False])
 async def test_beside_redaction_of_personal_data(mode: str, first: bool, run: Any, sessions: Sessions) -> None:
     hide = PIIMiddleware("email", strategy="redact", apply_to_input=True, apply_to_output=True)
     agent, config = build(sessions, mode, hide, first=first), sessions.config("t")
@@ -518,8 +512,7 @@ async def test_what_waited_for_a_person_is_answered_when_new_input_has_ended_tha
 # Context
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("prompt", [None, "be kind"])
+@pairwise(mode=MODES, run=["sync", "async"], prompt=[None, "be kind"])
 async def test_context_reaches_the_model_and_nothing_else(
     mode: str, prompt: str | None, run: Any, sessions: Sessions
 ) -> None:

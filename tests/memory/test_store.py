@@ -30,6 +30,9 @@ from session_middleware.memory.store import SessionStore
 from session_middleware.storage.executor import StorageExecutor
 from session_middleware.storage.protocol import Storage
 from tests.conftest import Clock
+from tests.support.pairwise import KINDS
+
+pytestmark = pytest.mark.parametrize("storage_url", KINDS, indirect=True)
 
 
 @pytest.fixture

@@ -120,10 +120,8 @@ def watched(sessions: Sessions, mode: str, builder: Any) -> tuple[Any, Any]:
     return builder.compile(), {**config, "callbacks": [sessions.recorder]}
 
 
-@pytest.mark.parametrize("by_node", [True, False])
-@pytest.mark.parametrize(
-    ("mode", "name"),
-    [(mode, name) for mode in ("attach", "checkpointer") for name in STORABLE] + [("recorder", name) for name in ANY],
+@pairwise(
+    mode=["attach", "checkpointer", "recorder"], name=STORABLE, by_node=[True, False], invoke=["invoke", "ainvoke"]
 )
 def test_an_artifact_is_kept_and_takes_no_message_with_it(
     sessions: Sessions, mode: str, name: str, by_node: bool, invoke: Callable[..., Any]
@@ -142,6 +140,13 @@ def test_an_artifact_is_kept_and_takes_no_message_with_it(
     (call,) = session.tool_calls()
     assert (call.name, call.arguments, call.result, call.status) == ("look", {"x": 1}, "seen", "ok")
     assert call.artifact == kept
+
+
+@pairwise(name=[name for name in ANY if name not in STORABLE], by_node=[True, False], invoke=["invoke", "ainvoke"])
+def test_the_recorder_alone_keeps_an_artifact_that_no_checkpoint_can_hold(
+    sessions: Sessions, name: str, by_node: bool, invoke: Callable[..., Any]
+) -> None:
+    test_an_artifact_is_kept_and_takes_no_message_with_it(sessions, "recorder", name, by_node, invoke)
 
 
 @pytest.mark.parametrize("name", ANY)
@@ -206,7 +211,12 @@ def test_nothing_is_called_on_what_a_graph_holds_beside_its_messages(
     assert mock.mock_calls == []
 
 
-@pairwise(mode=["attach", "checkpointer"], spec=[None, Command, dict, UUID], in_message=[False, True])
+@pairwise(
+    mode=["attach", "checkpointer"],
+    spec=[None, Command, dict, UUID],
+    in_message=[False, True],
+    invoke=["invoke", "ainvoke"],
+)
 def test_a_mock_in_a_state_that_is_stored_is_refused_and_asked_nothing(
     sessions: Sessions, mode: str, spec: Any, in_message: bool, invoke: Callable[..., Any]
 ) -> None:

@@ -161,6 +161,9 @@ async def test_tools_that_run_while_the_database_is_busy_are_one_row_each(sessio
     for _ in range(5):
         runs = [graph.ainvoke(human("look up tea"), sessions.config(name), durability="async") for name in names]
         await asyncio.gather(*runs)
+        await (
+            sessions.asettle()
+        )  # the next read of a session would wait for the end of its last run, and so for the lock
     busy.close()
     for name in names:
         assert kinds(sessions.get(name)) == ONE_CALL * 5

@@ -319,30 +319,26 @@ def message_of(text: str, number: int, *, has_ids: bool) -> HumanMessage:
     flow=FLOWS,
     has_ids=[True, False],
     runner=[agents.invoke, agents.ainvoke],
+    durability=["async", "sync", "exit"],
     each_engine=ENGINES,
 )
 async def test_each_message_of_a_flow_is_recorded_once(
-    sessions: Sessions, parts: str, flow: tuple[Build, Callable[[Any], Any]], has_ids: bool, runner: agents.Runner
+    sessions: Sessions,
+    parts: str,
+    flow: tuple[Build, Callable[[Any], Any]],
+    has_ids: bool,
+    runner: agents.Runner,
+    durability: str,
 ) -> None:
     build, shape = flow
     graph, config = prepared(sessions, build, parts)
+    options: Any = {} if parts == "recorder" else {"durability": durability}
     for number, text in enumerate(TURNS):
-        await runner(graph, shape(message_of(text, number, has_ids=has_ids)), config)
+        await runner(graph, shape(message_of(text, number, has_ids=has_ids)), config, **options)
     assert texts(sessions) == SAID
     recorded = sessions.get("t").messages()
     assert [message.role for message in recorded] == ["user", "assistant"] * len(TURNS)
     assert {message.checkpoint_ns for message in recorded if message.role == "user"} == {""}
-
-
-@pairwise(parts=["attached", "checkpointer"], flow=FLOWS, durability=["sync", "exit"], has_ids=[True, False])
-def test_a_flow_is_recorded_the_same_for_each_durability(
-    sessions: Sessions, parts: str, flow: tuple[Build, Callable[[Any], Any]], durability: str, has_ids: bool
-) -> None:
-    build, shape = flow
-    graph, config = prepared(sessions, build, parts)
-    for number, text in enumerate(TURNS):
-        graph.invoke(shape(message_of(text, number, has_ids=has_ids)), config, durability=durability)
-    assert texts(sessions) == SAID
 
 
 def list_without_reducer(saver: Any) -> Any:

@@ -20,6 +20,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from session_middleware import Sessions
 from tests.conftest import Clock, OpenSessions
 from tests.support.agents import human
+from tests.support.pairwise import ENGINES, pairwise
 
 THREADS = 10
 ROUNDS = min(int(os.environ.get("SESSION_FAULT_ROUNDS", "1")), 5)
@@ -56,11 +57,7 @@ def nested(first: Sessions, second: Sessions, *remembering: Sessions) -> Any:
 
 
 ARRANGEMENTS: list[Callable[..., Any]] = [of_a_server, attached_to_both, nested]
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.parametrize("arranged", ARRANGEMENTS, ids=lambda arranged: arranged.__name__),
-    pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"]),
-]
+pytestmark = [pytest.mark.slow, pairwise(arranged=ARRANGEMENTS, is_async=[False, True], each_engine=ENGINES)]
 
 
 @pytest.fixture

@@ -8,19 +8,20 @@ from typing import Any
 
 import pytest
 
-ENGINES = ["sqlite", "postgres"]  # the parameters of the fixture `each_engine`
+ENGINES = ["sqlite", "postgres"]  # the parameters of the fixtures `each_engine` and `storage_url`
+KINDS = [*ENGINES, "memory"]  # more parameters of `storage_url`
 
 
 def pairwise(**axes: Iterable[Any]) -> pytest.MarkDecorator:
     """Parametrise a test so that each pair of values of two parameters occurs in at least one case.
 
-    An error that depends on one parameter, or on how two of them combine, is found as by the full product. The axis
-    `each_engine` is that fixture's: the test is run with each engine in some of its cases, instead of in all.
+    An error that depends on one parameter, or on how two of them combine, is found as by the full product. The axes
+    `each_engine`, `run` and `invoke` are those fixtures': the test is run with each engine in some of its cases.
     """
     names, values = list(axes), [list(axis) for axis in axes.values()]
     rows = _rows([len(axis) for axis in values])
     cases = [[values[axis][choice] for axis, choice in enumerate(row)] for row in rows]
-    fixtures = [name for name in names if name == "each_engine"]
+    fixtures = [name for name in names if name in ("each_engine", "run", "invoke")]
     return pytest.mark.parametrize(names, cases, ids=["-".join(map(_name, case)) for case in cases], indirect=fixtures)
 
 
