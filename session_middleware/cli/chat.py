@@ -16,6 +16,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from rich.console import Console
 from rich.text import Text
 
+from session_middleware.cli import styles
 from session_middleware.cli.tables import message_line
 from session_middleware.display.text import plural, visible, visible_line
 from session_middleware.errors import SessionError
@@ -135,7 +136,9 @@ class _Chat:
             raise
         except Exception as error:  # noqa: BLE001 - a model may raise any; the run's row has it
             text = " ".join(f"{type(error).__name__}: {error}".split())
-            self._note(f"{end}the turn failed: {text}; try again with /retry, or send another message", style="red")
+            self._note(
+                f"{end}the turn failed: {text}; try again with /retry, or send another message", style=styles.RED
+            )
 
     def _note(self, text: str, style: str = "dim") -> None:
         self._console.print(Text(visible(text), style=style), soft_wrap=True)

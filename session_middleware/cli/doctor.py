@@ -17,6 +17,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from session_middleware import __version__
+from session_middleware.cli import styles
 from session_middleware.cli.health import facts_grid, line, verdict
 from session_middleware.cli.opening import check_database
 from session_middleware.display.text import plural
@@ -78,8 +79,8 @@ def diagnosis_picture(found: dict[str, Any]) -> RenderableType:
     return Group(
         facts_grid(found["versions"] | found),
         Text(),
-        *(line(("note  ", "yellow"), note) for note in found["notes"]),
-        *(line(("problem  ", "red"), problem) for problem in problems),
+        *(line(("note  ", styles.ORANGE), note) for note in found["notes"]),
+        *(line(("problem  ", styles.RED), problem) for problem in problems),
         verdict(plural(len(problems), "problem") if problems else "no problems", is_good=not problems),
     )
 

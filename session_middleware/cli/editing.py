@@ -60,14 +60,14 @@ _ENDINGS = {"completed": "complete", "failed": "fail", "abandoned": "abandon"}  
 @command("close last", "close thread-42 thread-43 --as abandoned --reason 'no answer'", "close --until 30d --yes")
 @options.id_argument("session_ids", nargs=-1)
 @options.filters
-@click.option("--as", "status", type=click.Choice([*_ENDINGS]), default="completed", show_default=True, help="How.")
+@click.option("--as", "ending", type=click.Choice([*_ENDINGS]), default="completed", show_default=True, help="How.")
 @click.option("--reason", metavar="TEXT", help="Recorded with the event.")
 @options.yes_option
 def close(
     sessions: Sessions,
     session_ids: tuple[str, ...],
     where: dict[str, Any],
-    status: str,
+    ending: str,
     reason: str | None,
     yes: bool,
 ) -> None:
@@ -83,8 +83,8 @@ def close(
     if len(found) > 1:
         confirm(f"Close {counted(found)}?", yes=yes)
     for session in found:
-        getattr(session, _ENDINGS[status])(reason=reason or "by_user")
-    click.echo(f"{counted(found)}: {status}" if found else "no open session found")
+        getattr(session, _ENDINGS[ending])(reason=reason or "by_user")
+    click.echo(f"{counted(found)}: {ending}" if found else "no open session found")
 
 
 @command("delete last", "delete thread-42 --dry-run", "delete --tag test --status expired --yes")

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from session_middleware.cli import styles
 from session_middleware.display.text import plural, second_text, visible_line
 from session_middleware.models import ErasureReceipt, Problem
 from session_middleware.storage.sql.checks import repairable
@@ -28,9 +29,9 @@ def problems_picture(problems: Sequence[Problem]) -> RenderableType:
     groups: dict[tuple[bool, str | None, str], list[Problem]] = {}
     for problem in problems:
         groups.setdefault((problem.repaired, problem.table, problem.text), []).append(problem)
-    lines = []
+    lines: list[RenderableType] = []
     for (repaired, table, text), group in groups.items():
-        label = ("repaired  ", "green") if repaired else ("problem  ", "red")
+        label = ("repaired  ", styles.GREEN) if repaired else ("problem  ", styles.RED)
         text = text.partition("; ")[0] if repaired else text  # without the action
         lines.append(line(label, f"{_sessions_of(group)}{f'{table}: ' if table else ''}{text}"))
     if len(lines) > _MAX_LINES:
@@ -61,7 +62,7 @@ def erasure_picture(receipt: ErasureReceipt) -> RenderableType:
     if not has_data(receipt) and not receipt.pending:
         return Text("there is no data of this user in the files")
     if receipt.dry_run:
-        result = Text("nothing was deleted")
+        result: RenderableType = Text("nothing was deleted")
     elif receipt.pending:
         problem = "the rows are deleted; their bytes remain until PostgreSQL vacuums the tables, or in a file until a"
         problem += " reader of an older snapshot has ended and this is run again"
@@ -93,10 +94,21 @@ def facts_grid(facts: Mapping[str, Any]) -> Table:
     return grid
 
 
-def line(label: tuple[str, str], text: str) -> Text:
-    """One line at any width, so that a pipe receives whole sentences; a terminal wraps it."""
-    return Text.assemble(label, visible_line(text), no_wrap=True, overflow="ignore")
+class Sentence:
+    """A text that a terminal wraps between words; elsewhere it is one line."""
+
+    def __init__(self, text: Text) -> None:
+        self._text = text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if not console.is_terminal:
+            self._text.no_wrap, self._text.overflow = True, "ignore"
+        yield self._text
 
 
-def verdict(text: str, *, is_good: bool) -> Text:
-    return line((text, "bold green" if is_good else "bold red"), "")
+def line(label: tuple[str, str], text: str) -> Sentence:
+    return Sentence(Text.assemble(label, visible_line(text)))
+
+
+def verdict(text: str, *, is_good: bool) -> Sentence:
+    return line((text, f"bold {styles.GREEN if is_good else styles.RED}"), "")

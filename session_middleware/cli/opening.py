@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
+from rich.text import Text
 
+from session_middleware.cli.health import Sentence
 from session_middleware.display.text import plural, span_text, visible_line
 from session_middleware.errors import StorageError
 from session_middleware.models import utc_now
@@ -60,7 +63,8 @@ def opened(
         yield sessions
     if chosen and not quiet:
         facts = (f"{name} {_value_text(_read_setting(name, kept))}" for name in chosen)
-        click.secho(f"with the settings of the app: {', '.join(facts)}", dim=True, err=True)
+        note = Text(f"with the settings of the app: {', '.join(facts)}", style="dim")
+        Console(stderr=True, highlight=False).print(Sentence(note), crop=False)
 
 
 _MISSING = object()

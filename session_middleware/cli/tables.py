@@ -19,6 +19,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from session_middleware.cli import styles
 from session_middleware.cli.health import facts_grid
 from session_middleware.display.text import duration_text, plural, shortened, visible, visible_line
 from session_middleware.memory.results import SearchHit
@@ -37,19 +38,19 @@ from session_middleware.storage.timeline import kind_of
 from session_middleware.storage.types import Record
 
 _STYLES = {  # of a status, an outcome, an action and a kind of record
-    "active": "green",
-    "idle": "yellow",
-    "expired": "red",
-    "completed": "blue",
-    "failed": "red",
-    "running": "yellow",
-    "error": "red",
-    "refused": "red",
-    "interrupted": "magenta",
-    "delete": "red",
-    "user": "bold cyan",
-    "assistant": "bold green",
-    "tool": "yellow",
+    "active": styles.GREEN,
+    "idle": styles.ORANGE,
+    "expired": styles.RED,
+    "completed": styles.BLUE,
+    "failed": styles.RED,
+    "running": styles.ORANGE,
+    "error": styles.RED,
+    "refused": styles.RED,
+    "interrupted": styles.PURPLE,
+    "delete": styles.RED,
+    "user": f"bold {styles.TEAL}",
+    "assistant": f"bold {styles.GREEN}",
+    "tool": styles.ORANGE,
 }
 _SESSIONS = {  # the name of a column, and the field that it shows
     "session": "id",
@@ -87,6 +88,7 @@ _TITLE_CHARACTERS = 40
 _MESSAGE_CHARACTERS = 110
 _FOLDED = frozenset({"user_id", "path"})  # fields that may take several lines
 _UNBOUNDED = 1_000_000  # columns
+_NARROW = 60  # columns, below which a timeline has the text below the kind
 MARK = "\0"  # around each word that was found; no text has it
 _NONE = "–"  # noqa: RUF001 - an en dash reads as "none"
 
@@ -122,15 +124,20 @@ class Listing:
             yield from console.render(table, options.update(width=max(width, options.max_width)))
             return
         for first, *others in rows:
-            yield from console.render(first, options.update(width=_UNBOUNDED, no_wrap=True))
+            shown, *title = first.split("\n")
+            shown.stylize("bold")
+            yield from console.render(shown, options.update(width=_UNBOUNDED, no_wrap=True))
             named = zip(tuple(self._columns)[1:], table.columns[1:], others, strict=True)
             values = [
                 cell + f" {name.removesuffix('s') if cell.plain == '1' else name}"
                 if column.justify == "right"
                 else cell
                 for name, column, cell in named
+                if cell.plain != _NONE
             ]
-            yield Padding(Text(" · ").join(values), (0, 0, 0, 2))
+            yield from (Padding(line, (0, 0, 0, 2), expand=False) for line in (*title, Text(" · ").join(values)))
+        if has_times:
+            yield Text("times are UTC", style="dim")
 
 
 def _cell(value: Any, field: str) -> Text:
@@ -174,11 +181,11 @@ def search_table(hits: Sequence[SearchHit]) -> RenderableType:
         return Text("no messages", style="dim")
     lines: list[RenderableType] = []
     for hit in hits:
-        head = Text(visible_line(hit.session_id), "bold", no_wrap=True, overflow="ignore")
-        lines.append(head.append(f"  {hit.created_at.astimezone(UTC):%Y-%m-%d %H:%M}  {hit.role}", "not bold dim"))
+        lines.append(Text(visible_line(hit.session_id), "bold", no_wrap=True, overflow="ignore"))
         parts = visible_line(" ".join(hit.snippet.split()).replace(MARK, "\ue000")).split("\ue000")
         styled = [(part, "bold reverse" if n % 2 else "") for n, part in enumerate(parts)]
-        lines.append(Padding(Text.assemble(*styled), (0, 0, 0, 2)))
+        head = _text(f"{hit.created_at.astimezone(UTC):%Y-%m-%d %H:%M}", "dim"), " ", _styled(hit.role), ": "
+        lines.append(Padding(Text.assemble(*head, *styled), (0, 0, 0, 2), expand=False))
     return Group(*lines, Text("times are UTC", "dim"))
 
 
@@ -194,22 +201,42 @@ def timeline(session: SessionFields, records: Sequence[Record], *, full: bool = 
     tool call has a row, a model call that did not fail, and the event with which a run resumed the session. A
     record of a subgraph begins with the subgraph's path.
     """
-    grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
-    grid.add_column(no_wrap=True, style="dim")
-    grid.add_column(no_wrap=True)
-    grid.add_column(ratio=1, overflow="fold")
-    day = None
-    for record in records if full else _not_repeated(records):
-        moment, kind, text = _described(record, full=full)
-        if moment and moment.date() != day:
-            day = moment.date()
-            grid.add_row("", "", Text(day.isoformat(), style="dim"))
-        grid.add_row(f"{moment:%H:%M:%S}" if moment else "", _styled(kind), text)
+    chosen = [_described(record, full=full) for record in (records if full else _not_repeated(records))]
     facts = facts_of(session)
     del facts["session"]
     title = _text(session.id, "bold")
     title.no_wrap, title.overflow = True, "ignore"
-    return Group(title, Panel(facts_grid(facts), border_style="dim", padding=(0, 1)), grid)
+    return Group(title, Panel(facts_grid(facts), border_style="dim", padding=(0, 1)), _Timeline(chosen))
+
+
+class _Timeline:
+    """A row for each record: its time, kind and text. In a narrow terminal the text is below the others."""
+
+    def __init__(self, records: Sequence[tuple[datetime | None, str, Text]]) -> None:
+        self._records = records
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        is_narrow, day = options.max_width < _NARROW, None
+        grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        grid.add_column(no_wrap=True, style="dim")
+        grid.add_column(no_wrap=True)
+        grid.add_column(ratio=1, overflow="fold")
+        for moment, kind, text in self._records:
+            if moment and moment.date() != day:
+                day = moment.date()
+                shown = Text(day.isoformat(), style="dim")
+                if is_narrow:
+                    yield shown
+                else:
+                    grid.add_row("", "", shown)
+            time = f"{moment:%H:%M:%S}" if moment else ""
+            if is_narrow:
+                yield Text.assemble((time, "dim"), " " if time else "", _styled(kind))
+                yield Padding(text, (0, 0, 0, 2), expand=False)
+            else:
+                grid.add_row(time, _styled(kind), text)
+        if not is_narrow:
+            yield grid
 
 
 def record_line(record: Record, *, full: bool = False) -> Text:
@@ -256,7 +283,7 @@ def _style_of(record: Record) -> str:
         return _STYLES.get(record.status, "")
     if isinstance(record, Run):
         return _STYLES.get(record.outcome, "dim")
-    return "red" if isinstance(record, ModelCall) and record.error else "dim"
+    return styles.RED if isinstance(record, ModelCall) and record.error else "dim"
 
 
 def _styled(word: str) -> Text:

@@ -399,7 +399,7 @@ def test_an_archive_without_its_file_is_put_back_or_deleted(call: Call, db: str,
         sessions.sweep()
     for file in (tmp_path / "old").iterdir():
         file.unlink()
-    assert_is_one_line(call("restore", "a1", "--db", db), "the archive is missing; put back the file", "or delete")
+    assert_is_one_line(call("restore", "a1", "--db", db), "the file is missing; put back the file", "or delete")
     assert call("delete", "a1", "--db", db, "--yes").exit_code == 0
 
 

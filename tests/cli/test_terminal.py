@@ -7,8 +7,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from rich.color import Color
 from rich.console import Console, RenderableType
 
+from session_middleware.cli import styles
 from session_middleware.cli.tables import sessions_table, sweep_table, timeline, usage_table
 from session_middleware.models import Event, Message, Pin, Run, SessionInfo, SweepResult, ToolCall, Usage
 
@@ -221,7 +223,18 @@ def test_ids_are_whole_at_any_width_and_in_a_pipe(name: str, width: int, is_term
 def test_a_narrow_terminal_names_the_numbers_under_the_id() -> None:
     one = session(id="k" * 60, user_id="ada", message_count=1, tool_call_count=2)
     lines = printed(sessions_table([one]), width=70, force_terminal=True, color_system=None).splitlines()
-    assert [line.strip() for line in lines] == ["k" * 60, "ada · active · 2026-01-01 13:00 · 1 message · 2 tools"]
+    assert lines == ["k" * 60, "  ada · active · 2026-01-01 13:00 · 1 message · 2 tools", "times are UTC"]
+
+
+def test_each_colour_is_readable_on_white_and_on_black() -> None:
+    for name, colour in vars(styles).items():
+        if name.isupper():
+            found = Color.parse(colour).get_truecolor()
+            parts = [part / 255 for part in found]
+            linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+            luminance = sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+            contrasts = 1.05 / (luminance + 0.05), (luminance + 0.05) / 0.05  # of WCAG; 3 is its least for large text
+            assert min(contrasts) > 3.5, name
 
 
 def test_empty_pictures_say_so() -> None:
