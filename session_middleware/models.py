@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from session_middleware.display.html import facts_html
+from session_middleware.display.html import facts_html, rows_html
 from session_middleware.display.text import (
     arguments_text,
     detail_text,
@@ -287,6 +287,21 @@ class Branch(Value):
     parent_seq: int
     run_id: str | None = None
     created_at: datetime
+
+
+class Siblings(Value):
+    """The versions of a turn: a user's message and its edits, or the answers to it. ``str()`` is ``"2 of 3"``."""
+
+    index: int  # of the version that was asked for, from 1
+    total: int
+    messages: tuple[Message, ...]  # the first of each version, in the order in which they were recorded
+    branches: tuple[str, ...]  # a branch with each version, for `switch`: the current one, or the latest
+
+    def __str__(self) -> str:
+        return f"{self.index} of {self.total}"
+
+    def _repr_html_(self) -> str:
+        return rows_html(self.messages)
 
 
 class ToolCall(Record):

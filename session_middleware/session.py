@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, Self, T
 from langchain_core.runnables import RunnableConfig
 
 from session_middleware import lifecycle
+from session_middleware.checkpoint import editing
 from session_middleware.display.html import Rows
 from session_middleware.display.text import plural
+from session_middleware.errors import SessionBusy
 from session_middleware.exports.formats import FORMATS, Format, checked_target
 from session_middleware.memory.session_memory import SessionMemory
 from session_middleware.models import (
@@ -28,9 +30,11 @@ from session_middleware.models import (
     Run,
     SessionFields,
     SessionInfo,
+    Siblings,
     Stats,
     ToolCall,
 )
+from session_middleware.recording import turns
 from session_middleware.recording.chat_message_history import SessionHistory
 from session_middleware.recording.follow import Following, afollow, follow
 from session_middleware.recording.manual import F, ManualRecorder
@@ -43,7 +47,7 @@ from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext, RunState, SessionHandle
 from session_middleware.storage.timeline import Timeline
-from session_middleware.storage.types import DeletionCounts, Record, SessionFilter
+from session_middleware.storage.types import DeletionCounts, MessagePoint, Record, SessionFilter
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -236,6 +240,119 @@ class Session(SessionFields):
         point = validation.point_of(at)
         self._sessions.recorder.drain(self.id)
         return self._changed(self._storage.copy_session(self.id, target, at=point, details=details))
+
+    def edit(self, message_id: str, text: str) -> RunnableConfig:
+        """Edit a user's message: ``graph.invoke(None, session.edit(message_id, text))`` goes on from it.
+
+        The edit begins a branch with what was said before the message, which is the current branch from now on. The
+        other branches remain: see `siblings` and `switch`. Images and other content of the message remain in it, and
+        other messages of the same call too. A run may also begin later, or in another process, with `config`.
+
+        Raises:
+            InvalidArgument: the message is unknown, is not a user's, or is in no state that can be edited.
+            SessionBusy: a run is in progress.
+        """
+        validation.check_string("text", text)
+        self._sessions.recorder.drain(self.id)
+        message = self._message(message_id)
+        if not turns.is_question(message):
+            editing.refuse(message_id, f"a message of a user; this one is of role {message.role!r}: regenerate() it")
+
+        def put() -> RunnableConfig:
+            config = self.config()
+            point = self._storage.find_message_point(self.id, message_id) or MessagePoint(message.seq)
+            context = RunContext(self.id, identity_of(config["configurable"]), is_run=False, handle=self._handle)
+            saver, said = self._saver(), (message_id, message.text)
+            return self.config(checkpoint_id=editing.put_edited(saver, config, context, said, point, text))
+
+        return self._while_idle(put)
+
+    def regenerate(self, message_id: str | None = None) -> RunnableConfig:
+        """Ask again: ``graph.invoke(None, session.regenerate())`` answers the user's message before the last answer.
+
+        The new answer is on a branch of its own, and tools are called again. The old answer remains on its branch.
+
+        Args:
+            message_id: a message of the answer, or the user's message. By default the last answer.
+
+        Raises:
+            InvalidArgument: the message is unknown, no user's message precedes it, or its step is not stored.
+        """
+        self._sessions.recorder.drain(self.id)
+        self._authorized.check(reading=False)
+        found = self._conversations()
+        if (at := turns.find(found, message_id)) is None:
+            editing.refuse(message_id, "the id of a message of this conversation")
+        branch, place = at
+        answer, begin = found[branch][place], turns.begin_of_turn(found[branch], place)
+        asked = answer if turns.is_question(answer) else found[branch][begin - 1] if begin else None
+        if asked is None or not turns.is_question(asked):
+            editing.refuse(message_id, "a message that answers one of a user")
+        point = self._storage.find_message_point(self.id, asked.message_id, branch)
+        checkpoint_id = None if point is None else point.checkpoint_id
+        config = self.config(checkpoint_id=checkpoint_id)
+        context = RunContext(self.id, identity_of(config["configurable"]), reading=True)
+        state = None if checkpoint_id is None else self._saver().load(config, context)
+        if state is None or (answer is not asked and editing.contains(state, answer.message_id)):
+            editing.refuse(message_id, "an answer before which a checkpoint is stored, as durability='async' does")
+        return config
+
+    def siblings(self, message_id: str) -> Siblings:
+        """The versions of a turn: of a user's message and its edits, or of the answers to it. ``str()``: "2 of 3".
+
+        `Siblings.branches` has a branch with each version, for `switch`. The messages of the session are read.
+
+        Raises:
+            InvalidArgument: the message is unknown, or is not in the state of the outermost graph.
+        """
+        self._sessions.recorder.drain(self.id)
+        found = self._conversations()
+        at = turns.find(found, message_id)
+        if at is None:
+            editing.refuse(message_id, "the id of a message of this conversation")
+        return turns.siblings(found, *at)
+
+    def switch(self, branch: str) -> Self:
+        """Make another branch the current one, which `messages`, the state, and the next run go on from.
+
+        Args:
+            branch: one of `branches`, or ``"main"``.
+
+        Raises:
+            InvalidArgument: there is no such branch.
+            SessionBusy: a run is in progress.
+        """
+        validation.check_string("branch", branch)
+        self._sessions.recorder.drain(self.id)
+        return self._changed(self._while_idle(lambda: self._storage.switch_branch(self.id, branch)))
+
+    def _conversations(self) -> turns.Conversations:
+        storage, info = self._storage, self._authorized.check(reading=True)
+        messages = storage.list_messages(self.id, all_versions=True, branch="all")
+        return turns.conversations(messages, storage.list_branches(self.id), info.branch)
+
+    def _message(self, message_id: str) -> Message:
+        validation.check_string("message_id", message_id)
+        found = self._storage.find_message(self.id, message_id)
+        if found is None:
+            editing.refuse(message_id, "the id of a message, such as session.messages()[-1].message_id")
+        return found
+
+    def _while_idle(self, work: Callable[[], T]) -> T:
+        """Change the session in one transaction. Raises `SessionBusy` if a run is in progress."""
+
+        def checked() -> T:
+            if (holder := self._sessions._storage.find_active_run(self.id)) is not None:
+                raise SessionBusy(self.id, run_id=holder[0], process=holder[1])
+            return work()
+
+        result: T = self._authorized.in_transaction(checked)
+        return result
+
+    def _saver(self) -> SessionSaver:
+        """The saver, which restores the classes of the attached graphs."""
+        saver, allowed = self._sessions.checkpointer, self._sessions._allowed_types
+        return cast("SessionSaver", saver.with_allowlist(frozenset(allowed))) if allowed else saver
 
     def delete(self) -> DeletionCounts:
         """Delete the session and all its data. Returns the numbers of rows deleted."""
@@ -546,10 +663,7 @@ class Session(SessionFields):
         is_in_graph = sessions._runs.active_context(config["configurable"]) is not None
         context = None if is_in_graph else self._manual.context
         context = context or RunContext(self.id, identity_of(config["configurable"]), is_run=False)
-        saver, allowed = sessions.checkpointer, sessions._allowed_types
-        if allowed:
-            saver = cast("SessionSaver", saver.with_allowlist(frozenset(allowed)))
-        return sessions._repairs.now(saver, config, context, self.history(), dry_run=dry_run)
+        return sessions._repairs.now(self._saver(), config, context, self.history(), dry_run=dry_run)
 
     # The asynchronous twins
 
@@ -561,6 +675,10 @@ class Session(SessionFields):
     afail = async_twin(fail)
     aabandon = async_twin(abandon)
     afork = async_twin(fork)
+    aedit = async_twin(edit)
+    aregenerate = async_twin(regenerate)
+    asiblings = async_twin(siblings)
+    aswitch = async_twin(switch)
     adelete = async_twin(delete)
     aexport = async_twin(export)
     amessages = async_twin(messages)

@@ -13,6 +13,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Protocol, TypeAlias, cast
 
+from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     BaseCheckpointSaver,
@@ -324,9 +325,14 @@ class SessionSaver(BaseCheckpointSaver[int]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
         *,
+        also_new: Sequence[BaseMessage] = (),
         reread_parent: bool = False,
     ) -> RunnableConfig:
-        """`put` for a run context that was matched already."""
+        """`put` for a run context that was matched already.
+
+        Args:
+            also_new: messages of the graph's input that the record does not have.
+        """
         conf = config["configurable"]
         key = context.session_id, conf.get("checkpoint_ns", ""), checkpoint["id"]
         parent_id = get_checkpoint_id(config)
@@ -339,7 +345,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
         # the metadata's counters tell replayed channels from empty ones
         counted = own.get("counters_since_delta_snapshot")
         replayed = [name for name in counted if name in versions and name not in values] if counted else ()
-        messages, histories = self._listener.brought(context, key, checkpoint, own, diff.messages)
+        new = [*diff.messages, *((message, None) for message in also_new)]
+        messages, histories = self._listener.brought(context, key, checkpoint, own, new)
         put = CheckpointPut(
             context=context,
             checkpoint_ns=key[1],
@@ -363,7 +370,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
         except StaleParent:
             if reread_parent:
                 raise
-            return self.store(config, context, checkpoint, metadata, new_versions, reread_parent=True)
+            again = partial(self.store, config, context, checkpoint, metadata, new_versions)
+            return again(also_new=also_new, reread_parent=True)
         self._checkpoint_cache.store(key, diff.cached(channels, refs, versions))
         return config_of(context.identity, key)
 

@@ -77,7 +77,9 @@ class RecordingListener:
             known.unassigned = {}
             agents = checkpoint["versions_seen"]
             if not key[1] and context.has_one_value:
-                return self._describe_whole(context, key, checkpoint["channel_values"], new, agents)
+                is_replayed = metadata.get("source") == "fork"  # a copy, whose input is recorded
+                wholes = {k: v for k, v in checkpoint["channel_values"].items() if k != START or not is_replayed}
+                return self._describe_whole(context, key, wholes, new, agents)
             entries = self._describe(context, key, new, agents) if new else []
             if key[1]:  # the outermost graph may return the answer as well
                 answers = (one for one in entries if one.minted and one.text and one.role == "assistant")

@@ -30,7 +30,7 @@ def _checked(
     def call(self: AuthorizedStorage, /, *args: P.args, **kwargs: P.kwargs) -> R:
         operation = partial(getattr(self._storage, method.__name__), *args, **kwargs)
         if not reading:
-            result: R = self._in_transaction(operation)
+            result: R = self.in_transaction(operation)
             return result
         result = operation()
         self.check(reading=True)
@@ -59,6 +59,7 @@ class AuthorizedStorage:
 
     find_file = _reading(Storage.find_file)
     find_message = _reading(Storage.find_message)
+    find_message_point = _reading(Storage.find_message_point)
     find_session = _reading(Storage.find_session)
     find_speakers = _reading(Storage.find_speakers)
     get_memories = _reading(Storage.get_memories)
@@ -77,6 +78,7 @@ class AuthorizedStorage:
     pin_session = _writing(Storage.pin_session)
     ping_session = _writing(Storage.ping_session)
     prune_checkpoints = _writing(Storage.prune_checkpoints)
+    switch_branch = _writing(Storage.switch_branch)
     update_session = _writing(Storage.update_session)
 
     def measure_session(self, session_id: str) -> tuple[SessionSize, SessionInfo]:
@@ -91,7 +93,7 @@ class AuthorizedStorage:
         call = partial(self._storage.append, context, entries)
         is_end = any(isinstance(entry, RunEnd) for entry in entries)
         if not entries or (self._identity is not None and not is_end):
-            self._in_transaction(call)
+            self.in_transaction(call)
             return
         try:
             call()
@@ -102,9 +104,9 @@ class AuthorizedStorage:
     def put_memories(self, puts: Sequence[MemoryPut], *, context: RunContext | None = None) -> None:
         """Put memories. Those of the session's own scope need write access."""
         reading = all(put.namespace[:1] != ("session",) for put in puts)
-        self._in_transaction(partial(self._storage.put_memories, puts, context=context), reading=reading)
+        self.in_transaction(partial(self._storage.put_memories, puts, context=context), reading=reading)
 
-    def _in_transaction(self, call: Callable[[], Any], *, reading: bool = False) -> Any:
+    def in_transaction(self, call: Callable[[], Any], *, reading: bool = False) -> Any:
         def checked() -> Any:
             self.check(reading=reading)
             return call()

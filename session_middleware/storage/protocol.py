@@ -64,6 +64,7 @@ from session_middleware.storage.types import (
     ArchivedSession,
     ConversationItemPut,
     DeletionCounts,
+    MessagePoint,
     Page,
     Progress,
     Record,
@@ -159,6 +160,19 @@ class Storage(Protocol):
         target was opened before. Source and target are one family and share the stored values.
         Raises `SessionNotFound` for an unknown source, and `SessionExists` for a target that has a state, messages,
         forks or another owner, or is archived, and `InvalidArgument` for an unknown `at`.
+        """
+
+    def switch_branch(self, session_id: str, branch: str) -> SessionInfo:
+        """Make a branch the current one of the record and of the state, which the next run goes on from.
+
+        The latest checkpoints of subgraphs that keep a state of their own become those of the branch too.
+        Raises `InvalidArgument` for an unknown branch.
+        """
+
+    def find_message_point(self, session_id: str, message_id: str, branch: str | None = None) -> MessagePoint | None:
+        """Where a message entered the state; ``None`` for an unknown id.
+
+        Of its versions, the one on `branch` is meant, by default the current branch; or else the latest.
         """
 
     def delete_session(self, session_id: str, *, by: Identity | None = None) -> DeletionCounts:

@@ -28,7 +28,9 @@ from session_middleware.storage.sql.checkpoints import (
     delta_channels,
     forks,
     latest_checkpoint,
+    points,
     pruning,
+    switching,
 )
 from session_middleware.storage.sql.connection import CommitThenRaise, Connection
 from session_middleware.storage.sql.database import Database
@@ -56,6 +58,7 @@ T = TypeVar("T")
 
 class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
     list_checkpoint_namespaces = reading(checkpoints.list_namespaces)
+    find_message_point = reading(points.find_message_point)
 
     def __init__(self, database: Database, settings: SessionSettings, *, clock: Clock) -> None:
         self._database = database
@@ -335,6 +338,13 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
                 return forks.copy(connection, source, target, self._rules, at, details)
 
         return self._database.write(operation)
+
+    def switch_branch(self, session_id: str, branch: str) -> SessionInfo:
+        def operation(connection: Connection) -> SessionInfo:
+            with blobs.reading_rows(session_id):
+                return switching.switch(connection, session_id, branch)
+
+        return self._database.write(operation, of=session_id)
 
     def prune_checkpoints(self, session_ids: Sequence[str]) -> DeletionCounts:
         return self._erased(sum(self._prune_one(session_id) for session_id in session_ids))

@@ -57,13 +57,7 @@ def _copy_line(connection: Connection, key: tuple[int, str, str], upto: points.P
     """
     home, source_id, target_id = key
     own = "FROM checkpoints WHERE home = ? AND session_id = ? AND checkpoint_ns"
-    outer = f"SELECT checkpoint_id, parent_id, position {own} = '' AND position <= ?"
-    parents = {row[0]: row[1:] for row in connection.execute(outer, (home, source_id, upto.position)).fetchall()}
-    kept: dict[str, tuple[str, str]] = {}
-    nearest: str | None = upto.checkpoint_id
-    while nearest is not None and nearest in parents:
-        parent, position = parents.pop(nearest)
-        kept[nearest], nearest = ("", position), parent
+    kept = points.ancestors(connection, home, source_id, upto)
     finished = kept.keys() - (set() if is_last else {upto.checkpoint_id})
     subgraphs = f"SELECT checkpoint_ns, position, checkpoint_id, enclosing {own} != ''"
     inner = [
@@ -71,7 +65,7 @@ def _copy_line(connection: Connection, key: tuple[int, str, str], upto: points.P
         for row in connection.execute(subgraphs, (home, source_id)).fetchall()
         if json.loads(row[3]).get("") in finished
     ]
-    checkpoints.copy_some(connection, key, [*kept.values(), *(each[:2] for each in inner)])
+    checkpoints.copy_some(connection, key, [*(("", each) for each in kept.values()), *(each[:2] for each in inner)])
     whole = [*(("", each) for each in finished), *((namespace, each) for namespace, _, each in inner)]
     checkpoints.copy_writes(connection, key, whole)
     if not is_last:

@@ -59,7 +59,7 @@ def place(write: SessionWrite, key: Key, *, is_root: bool) -> str:
         found = write.query(f"SELECT position FROM checkpoints WHERE {AT}", at(*key)).fetchone()
         if found is not None:
             return str(found[0])
-        position = checkpoint_id if is_root else _after(head.newest_position)
+        position = checkpoint_id if is_root else after(head.newest_position)
     newest = position if head is None else max(position, head.newest_position)
     if not namespace:
         heads[""] = Head(checkpoint_id, newest, 1 if head is None else head.checkpoint_count + 1)
@@ -69,7 +69,8 @@ def place(write: SessionWrite, key: Key, *, is_root: bool) -> str:
     return position
 
 
-def _after(newest: str) -> str:
+def after(newest: str) -> str:
+    """A position after the newest one."""
     number = 1
     if newest[-9:-8] == _LATE:
         newest, number = newest[:-9], int(newest[-8:]) + 1
@@ -125,6 +126,14 @@ def set_(connection: Connection, home: int, session_id: str, head: tuple[str, st
     )
 
 
+def move(connection: Connection, home: int, session_id: str, checkpoint_id: str | None) -> None:
+    """Make an older checkpoint of the outermost graph the latest."""
+    connection.execute(
+        f"UPDATE sessions SET latest_checkpoint_id = ?, write_count = {WRITE_COUNT} WHERE id = ?",
+        (checkpoint_id, home, session_id, checkpoint_id, session_id),
+    )
+
+
 def recount(connection: Connection, home: int, session_id: str, gone: set[str]) -> None:
     """Subtract deleted checkpoints of the outermost graph from the count. The newest one left replaces the latest."""
     head = find(connection, session_id, "")
@@ -142,7 +151,4 @@ def recount(connection: Connection, home: int, session_id: str, gone: set[str]) 
         "UPDATE sessions SET newest_position = ?, checkpoint_count = ? WHERE id = ?", (position, count, session_id)
     )
     if head.latest_id in gone:
-        connection.execute(
-            f"UPDATE sessions SET latest_checkpoint_id = ?, write_count = {WRITE_COUNT} WHERE id = ?",
-            (checkpoint_id, home, session_id, checkpoint_id, session_id),
-        )
+        move(connection, home, session_id, checkpoint_id)

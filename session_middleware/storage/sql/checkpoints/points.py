@@ -62,9 +62,26 @@ def _of_branch(connection: Connection, session_id: str, branch: str, since: int,
     return None if found is None else Point(*found)
 
 
-def find_message_point(connection: Connection, session_id: str, message_id: str) -> MessagePoint | None:
+Ancestors = dict[str, str]  # the position of a checkpoint, and of its ancestors, by id
+
+
+def ancestors(connection: Connection, home: int, session_id: str, upto: Point) -> Ancestors:
+    sql = "FROM checkpoints WHERE home = ? AND session_id = ? AND checkpoint_ns = '' AND position <= ?"
+    rows = connection.execute(f"SELECT checkpoint_id, parent_id, position {sql}", (home, session_id, upto.position))
+    parents = {checkpoint_id: (parent_id, position) for checkpoint_id, parent_id, position in rows.fetchall()}
+    found: Ancestors = {}
+    nearest: str | None = upto.checkpoint_id
+    while nearest is not None and nearest in parents:
+        parent_id, found[nearest] = parents.pop(nearest)
+        nearest = parent_id
+    return found
+
+
+def find_message_point(
+    connection: Connection, session_id: str, message_id: str, branch: str | None = None
+) -> MessagePoint | None:
     """The first checkpoint that contains a message of the outermost graph, on its line; ``None``: no such message."""
-    found = _find_message(connection, session_id, message_id)
+    found = _find_message(connection, session_id, message_id, branch)
     if found is None:
         return None
     seq, of = found[0], found[2]
@@ -76,8 +93,10 @@ def find_message_point(connection: Connection, session_id: str, message_id: str)
     return MessagePoint(seq, first.checkpoint_id, None if before is None else before.checkpoint_id, is_complete)
 
 
-def _find_message(connection: Connection, session_id: str, message_id: str) -> tuple[int, str | None, Line] | None:
-    """The seq and the run of a message, and the line that it is found on: the current one, or its own."""
+def _find_message(
+    connection: Connection, session_id: str, message_id: str, on: str | None = None
+) -> tuple[int, str | None, Line] | None:
+    """The seq and the run of a message, and its line: that of the branch `on` or the current one, or else its own."""
     rows = connection.execute(
         "SELECT seq, branch, run_id FROM messages WHERE session_id = ? AND message_id = ? ORDER BY version DESC",
         (session_id, message_id),
@@ -85,7 +104,7 @@ def _find_message(connection: Connection, session_id: str, message_id: str) -> t
     if not rows:
         return None
     (current,) = connection.execute("SELECT branch FROM sessions WHERE id = ?", (session_id,)).fetchone()
-    own = line(connection, session_id, current)
+    own = line(connection, session_id, on or current)
     for seq, branch, run_id in rows:
         if any(branch == of and seq <= upto for of, upto in own):
             return seq, run_id, own
@@ -130,7 +149,7 @@ def _before_message(connection: Connection, session_id: str, at: str, seq: int, 
     branches = [branch for branch, _ in of]
     if point is not None and point.branch in branches:
         of = of[branches.index(point.branch) :]
-    while of[1:] and of[1][1] >= (brought or seq) - 1:  # nothing is left of the branch
+    while point is None and of[1:] and of[1][1] >= (brought or seq) - 1:  # nothing is left of the branch
         of = of[1:]
     return Cut([(branch, min(upto, (brought or seq) - 1)) for branch, upto in of], point)
 

@@ -70,7 +70,18 @@ def write(
     last = point.seq
     for message in itertools.chain(put.messages, *map(attrgetter("messages"), put.histories)):
         last = max(last, counters.rows.get(message.message_id, 0))
+    if put.replayed:  # the messages of such channels come with writes
+        last = max(last, *_written_by(run, put))
     return point._replace(seq=last)
+
+
+def _written_by(run: RunWrite, put: CheckpointPut) -> Iterable[int]:
+    """The seqs of messages that the run has recorded, without those of steps after the checkpoint's."""
+    yield 0
+    steps, step = put.context.notes.message_steps, put.step or 0
+    for message_id, seq in run.record.written.items():
+        if steps.get((put.checkpoint_ns, message_id), step) <= step:
+            yield seq
 
 
 def write_end(
