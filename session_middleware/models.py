@@ -145,6 +145,7 @@ class SessionFields:
     model_call_count: int = 0
     unpriced_count: int = 0  # model calls whose cost is not known
     error_count: int = 0  # failed runs and failed tool calls
+    waiting_count: int = 0  # open questions of its graph
     input_tokens: int = 0  # of its model calls
     output_tokens: int = 0
     cost: float | None = None  # of its model calls, in US dollars; None: no call has a known price
@@ -173,6 +174,7 @@ def facts_of(session: SessionFields) -> dict[str, Any]:
         "owner": session.user_id or "none (open to everyone)",
         "group": session.group_id,
         "status": f"{session.status} ({session.reason})" if session.reason else session.status,
+        "waits": plural(session.waiting_count, "answer") if session.waiting_count else None,
         "holds": f"{holds}, {session.input_tokens:,} + {session.output_tokens:,} tokens{cost}",
         "opened": session.created_at,
         "last active": session.last_active_at,
@@ -189,6 +191,15 @@ class Record(Value):
     session_id: str
     seq: int
     run_id: str | None = None
+
+    def __hash__(self) -> int:
+        return hash((self.session_id, self.seq))
+
+    @property
+    def moment(self) -> datetime | None:
+        """When it was created, was asked or began."""
+        fields = ("created_at", "started_at", "asked_at")
+        return next((getattr(self, name) for name in fields if name in type(self).model_fields), None)
 
     @property
     def line(self) -> str:
@@ -224,8 +235,11 @@ class Run(Record):
 
     id: str
     user_id: str | None = None  # the caller, who is the author of the user messages
-    outcome: Literal["running", "ok", "error", "interrupted"]
+    # "waiting": its graph stopped at an interrupt; "interrupted": it was cancelled, or its process has died
+    outcome: Literal["running", "ok", "error", "waiting", "interrupted"]
     error: str | None = None
+    tags: tuple[str, ...] = ()  # those of its config
+    metadata: dict[str, Any] = Field(default_factory=dict)  # that of its config, without the ids
     started_at: datetime
     duration_ms: float | None = None
     input_tokens: int | None = None  # of its model calls, as the session's are
@@ -263,7 +277,7 @@ class Message(Record):
     checkpoint_ns: str = ""
     extra: dict[str, Any] | None = None  # other fields of LangChain's: `usage_metadata`, `status` of a tool's failure …
     # "aside": to or from a model, in no state or history; "shared": of a subgraph, and in the outermost state too;
-    # "resume": a person's answer to an interrupt; "redacted:emails", "unknown:role" …
+    # "redacted:emails", "unknown:role" …
     flags: tuple[str, ...] = ()
     created_at: datetime
 
@@ -363,6 +377,37 @@ class ModelCall(Record):
         cost = None if self.cost is None else f"${self.cost:.4g}"
         parts = (self.model or "a model", _tokens(self), cost, _took(self.duration_ms))
         return _joined(*parts, outcome=_cut(self.error, full=full))
+
+
+class Question(Record):
+    """A question that a graph asked at an interrupt, and the answer with which a run resumed it.
+
+    A question is dropped when the graph goes on without an answer: from new input, or from an earlier checkpoint.
+    """
+
+    columns: ClassVar = _names("seq node value status answer answered_by asked_at answered_at")
+
+    interrupt_id: str | None = None  # LangGraph's, for ``Command(resume={interrupt_id: …})``; None: a breakpoint
+    value: Any = None
+    node: str | None = None  # None: not known
+    checkpoint_ns: str = ""
+    checkpoint_id: str | None = None  # of the outermost graph, which waits there
+    status: Literal["open", "answered", "dropped"] = "open"
+    asked_at: datetime
+    answer: Any = None
+    answered_by: str | None = None  # the user of the run that resumed the graph
+    answered_at: datetime | None = None
+    answer_run_id: str | None = None  # that run
+    flags: tuple[str, ...] = ()  # "withheld:value", "redacted:emails" …
+
+    def describe(self, *, full: bool = False) -> str:
+        asked = "a breakpoint" if self.interrupt_id is None else json_text(self.value, full=full)
+        if self.status == "answered":
+            by = f" (by {self.answered_by})" if self.answered_by else ""
+            outcome = f"{'continued' if self.interrupt_id is None else json_text(self.answer, full=full)}{by}"
+        else:
+            outcome = "not answered yet" if self.status == "open" else "dropped"
+        return f"{self.node + ': ' if self.node else ''}{asked} → {outcome}"
 
 
 class Event(Record):

@@ -26,6 +26,7 @@ from session_middleware.models import (
     Message,
     ModelCall,
     Pin,
+    Question,
     RepairedCall,
     Run,
     SessionFields,
@@ -51,7 +52,7 @@ from session_middleware.storage.types import DeletionCounts, MessagePoint, Recor
 
 P = ParamSpec("P")
 T = TypeVar("T")
-R = TypeVar("R", ToolCall, ModelCall, Run, Event)
+R = TypeVar("R", ToolCall, ModelCall, Run, Question, Event)
 
 if TYPE_CHECKING:
     from session_middleware.checkpoint.saver import SessionSaver
@@ -489,6 +490,14 @@ class Session(SessionFields):
         """The runs, in order."""
         return self._records(Run, after, limit)
 
+    def questions(self, *, after: int = 0, limit: int | None = None) -> list[Question]:
+        """What the graph asked at its interrupts, in order, with the answers."""
+        return self._records(Question, after, limit)
+
+    def waiting_for(self) -> list[Question]:
+        """The open questions, which ``Command(resume=…)`` answers; empty if the graph does not wait."""
+        return Rows(question for question in self.questions() if question.status == "open")
+
     def events(self, *, after: int = 0, limit: int | None = None) -> list[Event]:
         """The events of the session's lifecycle, with their reasons, in order."""
         return self._records(Event, after, limit)
@@ -687,6 +696,8 @@ class Session(SessionFields):
     amodel_calls = async_twin(model_calls)
     abranches = async_twin(branches)
     aruns = async_twin(runs)
+    aquestions = async_twin(questions)
+    awaiting_for = async_twin(waiting_for)
     aevents = async_twin(events)
     atimeline = async_twin(timeline)
     astats = async_twin(stats)

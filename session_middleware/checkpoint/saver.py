@@ -47,7 +47,7 @@ from session_middleware.storage.checkpoint_types import (
 from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.jsonable import clean
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.record_entries import HistoryEntry, MessageEntry
+from session_middleware.storage.record_entries import HistoryEntry, MessageEntry, QuestionEntry
 from session_middleware.storage.run import RunContext
 
 _PAGE = 32  # checkpoints that `list` reads at a time
@@ -67,8 +67,15 @@ class CheckpointListener(Protocol):
         The second list has the conversations to be aligned with the record. They are written before the messages.
         """
 
-    def wrote(self, context: RunContext, key: Key, writes: Sequence[tuple[str, Any]]) -> None:
-        """Called before a task's writes are stored. Never raises."""
+    def wrote(
+        self, context: RunContext, key: Key, writes: Sequence[tuple[str, Any]], *, path: str, outermost_id: str | None
+    ) -> Sequence[QuestionEntry] | None:
+        """Called before a task's writes are stored; returns the questions among them. Never raises.
+
+        Args:
+            path: The task's, as LangGraph passes it to `put_writes`.
+            outermost_id: The checkpoint of the outermost graph at that moment.
+        """
 
 
 class SessionSaver(BaseCheckpointSaver[int]):
@@ -408,9 +415,10 @@ class SessionSaver(BaseCheckpointSaver[int]):
         conf = config["configurable"]
         context = self._contexts.context_for_write(conf)
         key = (context.session_id, conf.get("checkpoint_ns", ""), conf["checkpoint_id"])
-        self._listener.wrote(context, key, writes)
+        outermost_id = key[2] if not key[1] else conf.get("checkpoint_map", {}).get("")
+        questions = self._listener.wrote(context, key, writes, path=task_path, outermost_id=outermost_id)
         dumped = [codec.dump_write(index, *write, self.serde) for index, write in enumerate(writes)]
-        self._storage.put_writes(WritesPut(context, key[1], key[2], task_id, task_path, dumped))
+        self._storage.put_writes(WritesPut(context, key[1], key[2], task_id, task_path, dumped, questions or ()))
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""

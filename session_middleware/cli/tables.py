@@ -247,7 +247,7 @@ def record_line(record: Record, *, full: bool = False) -> Text:
 
 def _described(record: Record, *, full: bool) -> tuple[datetime | None, str, Text]:
     """The time, kind and text of a record."""
-    moment = record.created_at if isinstance(record, (Message, Event)) else record.started_at
+    moment = record.moment
     kind = record.role if isinstance(record, Message) else kind_of(record).removesuffix("_call")
     run_id = f"  id {record.id}" if full and isinstance(record, Run) else ""
     text = visible(_path(record) + record.describe(full=full) + run_id)

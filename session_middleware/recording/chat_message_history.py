@@ -16,7 +16,7 @@ from session_middleware.recording.history_diff import align_appended, rewind
 from session_middleware.recording.manual import ManualRecorder
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.record_entries import ASIDE, RESUME, SHARED, Entry, HistoryEntry
+from session_middleware.storage.record_entries import ASIDE, SHARED, Entry, HistoryEntry
 from session_middleware.storage.run import RunContext
 
 
@@ -58,7 +58,7 @@ class SessionHistory(BaseChatMessageHistory):
         return [
             self.to_message(message)
             for message in recorded  # of the outermost graph's state, or of a history that was given or appended
-            if (not message.checkpoint_ns or SHARED in message.flags) and {ASIDE, RESUME}.isdisjoint(message.flags)
+            if (not message.checkpoint_ns or SHARED in message.flags) and ASIDE not in message.flags
         ]
 
     def add_messages(self, messages: Sequence[BaseMessage]) -> None:

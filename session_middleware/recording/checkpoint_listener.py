@@ -1,8 +1,8 @@
 """Record entries from checkpoints and writes, with or without a recorder in the run.
 
 The checkpointer finds most new messages: they are the list elements that the parent checkpoint does not
-have. Two kinds are not found there: messages in LangGraph's delta channels, whose values are made from
-writes, and the answer with which a person resumes an interrupted graph.
+have. Those in LangGraph's delta channels are not found there, because their values are made from writes.
+The questions that a graph asks at interrupts are writes too, and the answer is the input of a later run.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from functools import lru_cache, partial
 from typing import Any
 
 from langchain_core.messages import BaseMessage, RemoveMessage
-from langgraph._internal._constants import PREVIOUS
+from langgraph._internal._constants import PREVIOUS, PULL
 from langgraph.checkpoint.base import Checkpoint, CheckpointMetadata
-from langgraph.checkpoint.serde.types import _DeltaSnapshot
+from langgraph.checkpoint.serde.types import INTERRUPT, RESUME, _DeltaSnapshot
 from langgraph.constants import END, START
 from langgraph.types import Command
 
@@ -28,10 +28,11 @@ from session_middleware.recording.history_diff import align_own, align_state
 from session_middleware.recording.messages import describe, lists_in, with_author
 from session_middleware.recording.write_buffer import RecordBuffer, never_raise
 from session_middleware.runtime.run_ends import ROOT
-from session_middleware.storage.record_entries import HistoryEntry, MessageEntry
+from session_middleware.storage.record_entries import HistoryEntry, MessageEntry, QuestionEntry
 from session_middleware.storage.run import RunContext
 
 _WHOLE = (PREVIOUS, ROOT, END)  # channels that hold the whole state of a graph without named channels
+_PULL = f"~{PULL}, "  # before the name of a node in a task's path
 _MAX_SESSIONS = 256  # whose delta channels are remembered
 
 
@@ -53,8 +54,8 @@ class RecordingListener:
 
     @never_raise
     def begin(self, context: RunContext, inputs: Any) -> None:
-        """Record a run's resume answer: its first checkpoint may come at its end."""
-        self.buffer.add_resume_answer(context, inputs)
+        """Record a run's answer: its first checkpoint may come at its end."""
+        self.buffer.add_answer(context, inputs)
         context.has_unrecorded_input = inputs is not None and not isinstance(inputs, Command)
 
     def brought(
@@ -151,9 +152,15 @@ class RecordingListener:
             return self._channels(session_id)
 
     @never_raise
-    def wrote(self, context: RunContext, key: Key, writes: Sequence[tuple[str, Any]]) -> None:
+    def wrote(
+        self, context: RunContext, key: Key, writes: Sequence[tuple[str, Any]], *, path: str, outermost_id: str | None
+    ) -> Sequence[QuestionEntry]:
+        questions: list[QuestionEntry] = []
         for channel, value in writes:
-            if lists := lists_in(value):
+            if channel == INTERRUPT:
+                if all(name in (INTERRUPT, RESUME) for name, _ in writes):  # else an importer brings a finished task
+                    questions += _questions_in(value, context, path.removeprefix(_PULL), key[1], outermost_id)
+            elif lists := lists_in(value):
                 known = self._delta_channels(key[0])
                 if channel in known.names:
                     found = [m for messages in lists for m in messages if isinstance(m, BaseMessage) and m.id]
@@ -161,11 +168,21 @@ class RecordingListener:
                     self.buffer.add(context, self.buffer.describe(found, key[1]))
                 else:  # the next checkpoint may name it as a delta channel
                     known.unassigned.setdefault(channel, []).append(value)
+        return self.buffer.redaction.entries(questions)
 
     def forget(self, session_id: str) -> None:
         """Drop all cached facts about a session that was deleted."""
         known = self._delta_channels(session_id)
         known.names, known.recorded_ids, known.unassigned = set(), set(), {}
+
+
+def _questions_in(
+    interrupts: Any, context: RunContext, node: str, namespace: str, outermost_id: str | None
+) -> Iterator[QuestionEntry]:
+    """The questions among a task's writes. The recorder knows where they were asked; a path may name the node."""
+    for one in interrupts if isinstance(interrupts, (list, tuple)) else [interrupts]:
+        asker = context.notes.askers.get(one.id, (None if node.startswith("~") else node or None, namespace))
+        yield QuestionEntry(one.id, one.value, *asker, outermost_id)
 
 
 def _messages_in(value: Any) -> list[NewMessage]:

@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from session_middleware.errors import SessionNotFound
-from session_middleware.models import Message, Run, SessionInfo, ToolCall
+from session_middleware.models import Message, Question, Run, SessionInfo, ToolCall
 from session_middleware.storage.executor import StorageExecutor
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.types import Record, Watch
@@ -109,6 +109,8 @@ def _is_unfinished(entry: Record) -> bool:
         return entry.outcome == "running"
     if isinstance(entry, ToolCall):
         return entry.status == "running"
+    if isinstance(entry, Question):
+        return entry.status == "open"
     return isinstance(entry, Message) and entry.status == "incomplete" and entry.replaced_by is None
 
 

@@ -18,7 +18,7 @@ from itertools import takewhile
 from operator import eq
 from typing import Any, TypeAlias
 
-from session_middleware.storage.record_entries import RESUME, Alignment, ComparableMessage
+from session_middleware.storage.record_entries import Alignment, ComparableMessage
 
 Conversation: TypeAlias = Sequence[ComparableMessage]
 
@@ -377,9 +377,8 @@ def align_state(
 
     The state continues the recorded messages of the present run. If there are none, it is aligned as a prompt.
     A run that `goes_on` from an interrupt has no new input. A single turn in the first state of a run that got
-    no messages is new, whatever its content. Answers to interrupts are recorded, but are in no state.
+    no messages is new, whatever its content.
     """
-    recorded = [message for message in recorded if not str(message.message_id).startswith(f"{RESUME}-")]
     found = align_appended(recorded, given, run_id=run_id)
     questions = [place for place, message in enumerate(given) if _role(message) == _USER]
     is_turn = questions == [0] and is_first and not goes_on

@@ -18,9 +18,8 @@ from session_middleware.errors import InvalidArgument
 from session_middleware.models import NewId
 from session_middleware.recording.files import extract_files
 from session_middleware.recording.usage import Tokens, model_in, reported_call, usage_of
-from session_middleware.storage.jsonable import is_nothing, plain
+from session_middleware.storage.jsonable import is_nothing
 from session_middleware.storage.record_entries import (
-    RESUME,
     Attachment,
     MessageEntry,
     ToolEnd,
@@ -121,14 +120,6 @@ def _alternative_text(message: BaseMessage) -> str:
     parts += message.content if isinstance(message.content, list) else ()
     texts = (part.get(name) for part in parts if isinstance(part, dict) for name in ("refusal", "transcript"))
     return "\n".join(text for text in texts if isinstance(text, str))
-
-
-def resume_answer(value: Any, message_id: str) -> MessageEntry:
-    """Return the answer with which a person resumed an interrupted graph."""
-    if isinstance(value, str):
-        return MessageEntry(message_id, "user", value, flags=(RESUME,))
-    content = plain(value)
-    return MessageEntry(message_id, "user", json.dumps(content, ensure_ascii=False), content=content, flags=(RESUME,))
 
 
 def with_author(message: MessageEntry, users_words: frozenset[str] | None, agents: Container[str]) -> MessageEntry:

@@ -21,9 +21,11 @@ from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.messages import BaseMessage, HumanMessage, RemoveMessage
+from langgraph import errors
 from langgraph._internal._constants import PUSH
 from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
 from langgraph.constants import START
+from langgraph.errors import GraphInterrupt
 
 from session_middleware.checkpoint.answers import without_tasks
 from session_middleware.checkpoint.langchain_messages import id_of
@@ -45,8 +47,13 @@ from session_middleware.recording.usage import text_in
 from session_middleware.recording.write_buffer import DENIALS, RecordBuffer, awaited, never_raise
 from session_middleware.runtime.run_context import RunRegistry, identity_of
 from session_middleware.storage.jsonable import is_nothing, text_of, to_json
-from session_middleware.storage.record_entries import HistoryEntry, MessageEntry, RunEnd, ToolStart
+from session_middleware.storage.record_entries import HistoryEntry, MessageEntry, QuestionEntry, RunEnd, ToolStart
 from session_middleware.storage.run import RunContext
+
+# Earlier releases do not compare an answer with a schema.
+_is_invalid_resume: Callable[[BaseException], bool] = getattr(errors, "is_invalid_resume", lambda _: False)
+# Prefixes of the keys in a run's metadata that the caller did not write as labels.
+_NOT_LABELS = ("thread_id", "user_id", "group_id", "checkpoint_", "run_id", "langgraph_", "ls_integration", "__")
 
 
 class SessionRecorder(GraphCallbackHandler):
@@ -97,7 +104,8 @@ class SessionRecorder(GraphCallbackHandler):
         context = run.context
         if context.run_id == str(run_id):
             if not run.is_resumed:  # a handler given twice is called twice
-                run.is_resumed = self.buffer.add_resume_answer(context, inputs)
+                run.is_resumed = self.buffer.add_answer(context, inputs)
+                self._label(context, kwargs.get("tags"), metadata)
             note_input(run, inputs)
             self._note_times(context, lists_in(inputs))
             return
@@ -133,7 +141,7 @@ class SessionRecorder(GraphCallbackHandler):
             if run.first_step is not None:  # the output of a graph is its state, or a part of it
                 add_unidentified(self.buffer, run, lists, "", is_end=True)
             self._add_messages(run, lists, "")
-            self._end(run, "interrupted" if run.interrupted else "ok", None)
+            self._end(run, "waiting" if run.interrupted else "ok", None)
         elif (node := run.pop_node(run_id)) is not None:
             lists = lists_in(outputs)
             self.add_unreturned_output(run, node, lists)
@@ -153,6 +161,9 @@ class SessionRecorder(GraphCallbackHandler):
             return
         node = run.pop_node(run_id)
         run.graphs.pop(run_id, None)
+        if node is not None and isinstance(error, GraphInterrupt):
+            for one in error.args[0] if error.args else ():  # that of a subgraph came before
+                run.context.notes.askers.setdefault(one.id, (node.name, node.graph_namespace))
         if run.context.run_id == str(run_id):
             self._fail(run, error)
         elif node is not None:
@@ -163,6 +174,18 @@ class SessionRecorder(GraphCallbackHandler):
         if (run := self.find_run(event.run_id)) is not None:
             run.interrupted = True
             run.waits |= bool(event.interrupts)
+            if not event.interrupts:
+                self.buffer.add(run.context, [QuestionEntry(None, checkpoint_id=event.checkpoint_id)])
+            elif not run.context.checkpointed:
+                askers = run.context.notes.askers
+                for one in event.interrupts:
+                    asker = askers.get(one.id, (None, ""))
+                    self.buffer.add(run.context, [QuestionEntry(one.id, one.value, *asker, event.checkpoint_id)])
+
+    def _label(self, context: RunContext, tags: Any, metadata: Mapping[str, Any]) -> None:
+        """Note the caller's tags and metadata, without the keys that a config has for other purposes."""
+        own = {key: value for key, value in metadata.items() if not str(key).startswith(_NOT_LABELS)}
+        context.tags, context.metadata = self.buffer.redaction.plain([[*map(text_of, tags or ())], own])
 
     def _run_for(self, run_id: UUID, parent_run_id: UUID | None, metadata: Mapping[str, Any]) -> ActiveRun | None:
         """Return the run that a call belongs to. A call without a parent, or in another thread, begins one."""
@@ -219,15 +242,16 @@ class SessionRecorder(GraphCallbackHandler):
     @never_raise
     def _fail(self, run: ActiveRun, error: BaseException) -> None:
         if isinstance(error, Exception):
-            self._end(run, "error", error_text(error))
+            self._end(run, "error", error_text(error), rejects_answers=run.is_resumed and _is_invalid_resume(error))
         else:
             self._end(run, "interrupted", None)
 
-    def _end(self, run: ActiveRun, outcome: str, error: str | None) -> None:
+    def _end(self, run: ActiveRun, outcome: str, error: str | None, *, rejects_answers: bool = False) -> None:
         self._registry.end(run.context)
         self._drop(run)
         run.context.notes.unidentified.clear()
-        context, end = run.context, RunEnd(outcome, error, elapsed_ms(run.started), cut_off=bool(run.tools))
+        context = run.context
+        end = RunEnd(outcome, error, elapsed_ms(run.started), bool(run.tools), rejects_answers)
         if run.has_begun or context.state.admitted:
             self._model_calls.cut_off(run)
             self.buffer.add(context, [*run.pop_model_output(None), end])

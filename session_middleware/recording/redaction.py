@@ -1,7 +1,7 @@
 """The ``redact`` and ``record`` settings, applied to all entries before they are stored.
 
 State and checkpoints are not changed. An entry's `flags` name each change: ``"redacted:emails"``,
-``"redacted"`` for a user's function, ``"withheld:arguments"``, ``"withheld:result"``.
+``"redacted"`` for a user's function, ``"withheld:arguments"``, ``"withheld:result"``, ``"withheld:value"``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import Any, TypeVar, cast
 from session_middleware.settings import DETECTORS, RECORDED, Record, Redact
 from session_middleware.storage.jsonable import plain
 from session_middleware.storage.record_entries import (
+    AnswerEntry,
     Entry,
     HistoryEntry,
     MessageEntry,
     ModelCallEntry,
+    QuestionEntry,
     RunEnd,
     ToolEnd,
     ToolStart,
@@ -25,7 +27,7 @@ from session_middleware.storage.record_entries import (
 
 Detector = Callable[[str], str]
 T = TypeVar("T", bound=Entry)
-E = TypeVar("E", MessageEntry, ToolStart, ToolEnd, ModelCallEntry)
+E = TypeVar("E", MessageEntry, ToolStart, ToolEnd, ModelCallEntry, QuestionEntry, AnswerEntry)
 
 _HELD_BACK = 256  # characters at the end of a streamed text that are not recorded yet: a secret may begin there
 _NUMBER_CHARACTERS = string.digits + " -"
@@ -133,8 +135,23 @@ class RedactionPolicy:
                 return self._redacted(entry, "result", "artifact", "error")
             case ModelCallEntry():
                 return self._redacted(entry, "error") if self.is_recorded("model_calls") else None
+            case QuestionEntry() | AnswerEntry() if not self._is_recorded_whole:
+                return entry._replace(value=None, flags=(*entry.flags, "withheld:value"))
+            case QuestionEntry():
+                return self._redacted(entry, "value")
+            case AnswerEntry():
+                return self._redacted(entry, "value")
             case RunEnd():
                 return entry._replace(error=self._redact(entry.error, []))
+
+    @property
+    def _is_recorded_whole(self) -> bool:
+        """Whether a value is recorded that may quote messages and the arguments of tools."""
+        return self.is_recorded("messages") and self.is_recorded("tool_arguments")
+
+    def plain(self, value: Any) -> Any:
+        """A value without entry, such as the labels of a run, redacted."""
+        return self._redact(value, [])
 
     def _redacted(self, entry: E, *names: str) -> E:
         """Redact the fields with these names."""

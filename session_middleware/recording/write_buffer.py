@@ -28,12 +28,12 @@ from session_middleware.errors import (
     SessionLimitReached,
 )
 from session_middleware.models import Clock, NewId
-from session_middleware.recording.messages import Sayable, describe, resume_answer, texts_in
+from session_middleware.recording.messages import Sayable, describe, texts_in
 from session_middleware.recording.redaction import RedactionPolicy
 from session_middleware.settings import Record, Redact
 from session_middleware.storage.executor import StorageExecutor, is_on_a_loop
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.record_entries import ASIDE, Entry, HistoryEntry, MessageEntry
+from session_middleware.storage.record_entries import ASIDE, AnswerEntry, Entry, HistoryEntry, MessageEntry
 from session_middleware.storage.run import RunContext
 
 logger = logging.getLogger("session_middleware")
@@ -76,7 +76,7 @@ class RecordBuffer:
             if not isinstance(message, RemoveMessage)
         ]
 
-    def add_resume_answer(self, context: RunContext, inputs: Any) -> bool:
+    def add_answer(self, context: RunContext, inputs: Any) -> bool:
         """Note the user's words in a run's input, and buffer the answer with which a person resumes a graph.
 
         Returns whether the input has such an answer.
@@ -84,8 +84,7 @@ class RecordBuffer:
         context.input_texts = frozenset(texts_in(inputs))
         if not isinstance(inputs, Command) or inputs.resume is None:
             return False
-        answer = resume_answer(inputs.resume, f"resume-{context.run_id or self.new_id()}")
-        self.add(context, [answer._replace(created_at=self.clock())])
+        self.add(context, [AnswerEntry(inputs.resume, self.clock())])
         return True
 
     def add(self, context: RunContext, entries: Sequence[Entry]) -> None:

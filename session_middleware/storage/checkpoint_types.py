@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from session_middleware.storage.record_entries import HistoryEntry, MessageEntry
+from session_middleware.storage.record_entries import HistoryEntry, MessageEntry, QuestionEntry
 from session_middleware.storage.run import RunContext
 
 
@@ -128,6 +128,7 @@ class WritesPut(NamedTuple):
     task_id: str
     task_path: str
     writes: Sequence[Write]
+    questions: Sequence[QuestionEntry] = ()  # that the task asks at an interrupt, for the record
 
 
 class StaleParent(Exception):

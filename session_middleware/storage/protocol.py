@@ -356,7 +356,7 @@ class Storage(Protocol):
         """For each session and seq the message with so many before and after it, in order.
 
         The seq ``None`` stands for the last `before` messages. Latest versions on all branches, without outputs of
-        memory tools and answers to interrupts.
+        memory tools.
         """
 
     def find_message(self, session_id: str, message_id: str) -> Message | None:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, TypeAlias
 ASIDE = "aside"  # flag of a prompt or model output that is in no state and no history
 REPORTED = "told"  # flag of a model call that only the usage in a message implies
 SHARED = "shared"  # flag of a subgraph's message that is in the outermost graph's state as well
-RESUME = "resume"  # flag of an answer that resumed an interrupted graph: it is in no state and no memory
 OF_MEMORY = {"session_middleware": "memory"}  # artifact of our memory tools' answers, which are not indexed again
 _RECALLED = re.compile(r"<memory-([0-9a-f]{12})>\n.*\n</memory-\1>", re.DOTALL)
 
@@ -160,11 +159,33 @@ def is_reported(taken: Sequence[int | None], seen: Sequence[Sequence[int | None]
     return False
 
 
+class QuestionEntry(NamedTuple):
+    """A question that a graph asks at an interrupt. Of an open question that is asked again, the value is replaced."""
+
+    interrupt_id: str | None  # LangGraph's; None: a breakpoint of the graph, which has no value
+    value: Any = None
+    node: str | None = None
+    checkpoint_ns: str = ""
+    checkpoint_id: str | None = None  # of the outermost graph, which waits there
+    flags: Sequence[str] = ()
+
+
+class AnswerEntry(NamedTuple):
+    """The value with which a person resumes a graph: one answer, or answers by the ids of interrupts."""
+
+    value: Any
+    answered_at: datetime
+    flags: Sequence[str] = ()
+
+
 class RunEnd(NamedTuple):
     outcome: str
     error: str | None
     duration_ms: float
     cut_off: bool = True  # tools of the run may still be running
+    rejects_answers: bool = False  # the graph refused the answers, and its questions are open again
 
 
-Entry: TypeAlias = MessageEntry | HistoryEntry | ToolStart | ToolEnd | ModelCallEntry | RunEnd
+Entry: TypeAlias = (
+    MessageEntry | HistoryEntry | ToolStart | ToolEnd | ModelCallEntry | QuestionEntry | AnswerEntry | RunEnd
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
@@ -75,6 +75,7 @@ class RunNotes:
     message_steps: dict[tuple[str, str], int] = field(default_factory=dict)  # the latest step of a graph with a message
     output_steps: dict[str, tuple[str, int]] = field(default_factory=dict)  # namespace and step of model outputs
     unidentified: dict[int, tuple[Any, datetime]] = field(default_factory=dict)  # messages without ids, by Python's id
+    askers: dict[str, tuple[str | None, str]] = field(default_factory=dict)  # node and namespace, by interrupt id
     on_fault: Callable[[Exception], None] | None = None  # called with errors of recording
     _numbers: Iterator[int] = field(default_factory=count)
 
@@ -92,6 +93,8 @@ class RunContext:
     session_id: str
     identity: Identity
     run_id: str | None = None  # of a run that begins with the admission
+    tags: Sequence[str] = ()  # the caller's labels of the run
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     is_run: bool = True  # False: a change outside of runs, such as update_state, which resumes nothing
     must_be_new: bool = False  # it opens a session, and resumes none
     reading: bool = False  # a read outside of runs, for which read access is sufficient

@@ -12,7 +12,7 @@ from itertools import accumulate
 
 from session_middleware.display.html import MAX_ROWS, table_html
 from session_middleware.display.text import plural, second_text
-from session_middleware.models import Event, Message, ModelCall, Run, ToolCall
+from session_middleware.models import Event, Message, ModelCall, Question, Run, ToolCall
 from session_middleware.storage.types import Record
 
 
@@ -20,7 +20,7 @@ from session_middleware.storage.types import Record
 class Node:
     """One record, or a node of a graph with the records in it."""
 
-    name: str  # "run", "message", "tool_call", "model_call", "event", or the name of a graph's node
+    name: str  # "run", "message", "tool_call", "model_call", "question", "event", or the name of a graph's node
     record: Record | None = None  # None: a node of a graph
     namespace: str = ""
     children: list[Node] = field(default_factory=list)
@@ -82,7 +82,7 @@ def _row(depth: int, node: Node) -> list[str]:
     if record is None:
         return ["", "", f"{inset}{node.name}"]
     kind = record.role if isinstance(record, Message) else node.name.replace("_", " ")
-    moment = record.created_at if isinstance(record, (Message, Event)) else record.started_at
+    moment = record.moment
     return [str(record.seq), "" if moment is None else second_text(moment), f"{inset}{kind}: {record.line}"]
 
 
@@ -91,6 +91,7 @@ _KINDS: dict[type, str] = {
     ToolCall: "tool_call",
     ModelCall: "model_call",
     Run: "run",
+    Question: "question",
     Event: "event",
 }
 

@@ -17,6 +17,7 @@ from session_middleware.models import (
     ModelCall,
     OnExpire,
     OnResume,
+    Question,
     Run,
     Status,
     ToolCall,
@@ -25,7 +26,7 @@ from session_middleware.models import (
 )
 from session_middleware.storage.record_entries import Attachment, MessageEntry
 
-Record: TypeAlias = Message | ToolCall | ModelCall | Run | Event  # one row of a session's record
+Record: TypeAlias = Message | ToolCall | ModelCall | Run | Question | Event  # one row of a session's record
 Progress: TypeAlias = Callable[[int, int], object]  # called with what is done, and the whole
 
 
@@ -52,6 +53,7 @@ class SessionFilter(NamedTuple):
     since: datetime | None = None  # active at or after
     until: datetime | None = None  # active before
     visible_to: Identity | None = None  # owned by the user, or shared with one of the user's groups
+    waiting: bool | None = None  # whether its graph waits for an answer
 
 
 class SessionDetails(NamedTuple):

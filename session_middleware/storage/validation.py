@@ -66,6 +66,7 @@ class SessionFilters(TypedDict, total=False):
     tags: Sequence[str] | None
     since: datetime | None
     until: datetime | None
+    waiting: bool | None
 
 
 def details_of(*, idle_timeout: Any = None, max_age: Any = None, retention: Any = None, **given: Any) -> SessionDetails:
@@ -100,7 +101,11 @@ def filter_of(visible_to: Identity | None, **given: Unpack[SessionFilters]) -> S
     chosen = () if tags is None else _listed(tags)
     if not all(isinstance(tag, str) for tag in chosen):
         raise InvalidArgument("tags", tags, wanted="a list of texts")
-    return SessionFilter(*owners, status, chosen, *period_of(given.get("since"), given.get("until")), visible_to)
+    period = period_of(given.get("since"), given.get("until"))
+    waiting = given.get("waiting")
+    if waiting is not None:
+        check_kind("waiting", waiting, bool, "True, False, or None for both")
+    return SessionFilter(*owners, status, chosen, *period, visible_to, waiting)
 
 
 def check_status(status: Status | None) -> None:

@@ -177,9 +177,9 @@ def test_an_interrupted_tool_is_a_second_attempt_when_it_goes_on(sessions: Sessi
     assert graph.invoke(Command(resume="yes"), config)["messages"][-1].text == "it said tea: yes"
     session = sessions.get("t")
     assert [(call.attempt, call.status) for call in session.tool_calls()] == [(1, "interrupted"), (2, "ok")]
-    assert [run.outcome for run in session.runs()] == ["interrupted", "ok"]
-    assert said(session)[2] == ("user", "yes")
-    assert [role for role, _ in said(session)] == ["user", "assistant", "user", "tool", "assistant"]
+    assert [run.outcome for run in session.runs()] == ["waiting", "ok"]
+    assert [(one.node, one.value, one.answer) for one in session.questions()] == [("tools", "may I have tea?", "yes")]
+    assert [role for role, _ in said(session)] == ["user", "assistant", "tool", "assistant"]
 
 
 async def test_a_node_that_asks_a_person_goes_on_where_it_stopped(sessions: Sessions) -> None:
@@ -188,8 +188,9 @@ async def test_a_node_that_asks_a_person_goes_on_where_it_stopped(sessions: Sess
     await graph.ainvoke(human("go"), config)
     await graph.ainvoke(Command(resume="yes"), config)
     session = sessions.get("t")
-    assert said(session) == [("user", "go"), ("user", "yes"), ("assistant", "approved: yes")]
-    assert [run.outcome for run in session.runs()] == ["interrupted", "ok"]
+    assert said(session) == [("user", "go"), ("assistant", "approved: yes")]
+    assert [(one.answer, one.answered_by) for one in session.questions()] == [("yes", "alice")]
+    assert [run.outcome for run in session.runs()] == ["waiting", "ok"]
 
 
 async def test_a_tools_artifact_is_kept_as_langgraphs_own_saver_keeps_it(sessions: Sessions) -> None:

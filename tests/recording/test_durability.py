@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -180,7 +181,7 @@ UPDATE = {"messages": [HumanMessage("by the way"), AIMessage("noted")]}
     depth=[0, 1, 2],
     has_update=[False, True],
 )
-async def test_an_answer_is_recorded_before_what_it_leads_to(
+async def test_an_answer_is_recorded_at_its_time_and_is_no_message(
     sessions: Sessions, clock: Clock, parts: str, durability: str, runner: agents.Runner, depth: int, has_update: bool
 ) -> None:
     graph, config = prepared(sessions, asking_inside(depth, clock), "t", parts)
@@ -189,10 +190,14 @@ async def test_an_answer_is_recorded_before_what_it_leads_to(
     await runner(graph, Command(resume="yes", update=UPDATE if has_update else None), config, durability=durability)
     recorded = sessions.get("t").messages()
     updated = ["by the way", "noted"] if has_update else []
-    assert [message.text for message in recorded] == ["hi", "yes", *updated, "approved: yes"]
+    assert [message.text for message in recorded] == ["hi", *updated, "approved: yes"]
     assert {message.checkpoint_ns for message in recorded if message.role == "user"} == {""}
     asked = [message for message in recorded if message.role == "user"]
-    assert minutes(asked, clock) == [("hi", 0), ("yes", 1), *((text, 1) for text in updated[:1])]
+    assert minutes(asked, clock) == [("hi", 0), *((text, 1) for text in updated[:1])]
+    [question] = sessions.get("t").questions()
+    assert (question.node, question.status, question.answer) == ("ask", "answered", "yes")
+    assert question.checkpoint_ns.count(":") == depth
+    assert (question.answered_at or question.asked_at) - question.asked_at == timedelta(minutes=1)
 
 
 @pytest.mark.parametrize("parts", ["attached", "both by hand"])
@@ -204,7 +209,9 @@ def test_a_run_that_stops_to_ask_is_recorded_the_same_for_each_durability(sessio
         graph.invoke(human("hi"), config, durability=durability)
     conversations = [agents.said(sessions.get(durability)) for durability in DURABILITIES]
     assert conversations[1:] == conversations[:1] * 2
-    assert ("user", "yes") in conversations[0]
+    assert ("user", "yes") not in conversations[0]
+    asked = [(one.value, one.answer) for name in DURABILITIES for one in sessions.get(name).questions()]
+    assert asked == [("may I have tea?", "yes")] * len(DURABILITIES)
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)

@@ -26,6 +26,7 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from session_middleware import Sessions
+from session_middleware.storage.jsonable import plain
 from tests.support import agents
 from tests.support.agents import human, said
 from tests.support.pairwise import pairwise
@@ -305,8 +306,8 @@ def test_a_tool_that_a_person_refuses_is_refused_and_their_answer_is_recorded(se
         graph.invoke(Command(resume={"decisions": [decision]}), config)
     session = sessions.get("t")
     assert [(call.name, call.status) for call in session.tool_calls()] == [("look_up", "refused"), ("look_up", "ok")]
-    answers = [m for m in session.messages() if m.message_id.startswith("resume-")]
-    assert [m.content["decisions"][0]["type"] for m in answers] == ["reject", "approve"]
+    asked = [(one.node, one.answer["decisions"][0]["type"]) for one in session.questions()]
+    assert asked == [("HumanInTheLoopMiddleware.after_model", kind) for kind in ("reject", "approve")]
     assert session.error_count == 0
 
 
@@ -317,7 +318,7 @@ def test_a_tool_that_a_middleware_refuses_is_refused(sessions: Sessions) -> None
 
 
 @pytest.mark.parametrize("recorder", [True, False])
-def test_each_answer_of_a_person_is_one_message(recorder: bool, sessions: Sessions) -> None:
+def test_each_answer_of_a_person_is_that_of_one_question_and_no_message(recorder: bool, sessions: Sessions) -> None:
     def ask(state: MessagesState) -> dict[str, Any]:
         return {"messages": [AIMessage(f"{interrupt('first?')}, {interrupt('second?')}")]}
 
@@ -325,7 +326,9 @@ def test_each_answer_of_a_person_is_one_message(recorder: bool, sessions: Sessio
     graph.invoke(human("go"), config)
     graph.invoke(Command(resume="yes"), config)
     graph.invoke(Command(resume="yes"), config)
-    assert [text for _, text in said(sessions.get("t"))] == ["go", "yes", "yes", "yes, yes"]
+    assert [text for _, text in said(sessions.get("t"))] == ["go", "yes, yes"]
+    asked = [(one.value, one.answer) for one in sessions.get("t").questions()]
+    assert asked == [("first?", "yes"), ("second?", "yes")]
 
 
 class Decision(BaseModel):
@@ -353,8 +356,8 @@ async def test_an_approval_is_neither_in_the_history_nor_in_memory(
         words = str(approval)
         assert {memory.text for memory in session.memory.recall(words, k=10)} <= {"go", "done"}
         assert {found.text for found in sessions.search("zebra", user_id="alice")} == set()
-        [answer] = [message for message in session.messages() if "resume" in message.flags]
-        assert answer.message_id.startswith("resume-")
+        [question] = session.questions()
+        assert (question.answer, question.answered_by) == (plain(approval), "alice")
 
 
 @pytest.mark.parametrize("recorder", [True, False])

@@ -53,5 +53,7 @@ def test_the_writes_of_unfinished_steps_are_remembered_of_a_bounded_number_of_se
     listener = RecordingListener(sessions.recorder.buffer)
     for number in range(_MAX_SESSIONS + 9):
         key = (str(number), "", "1")
-        listener.wrote(RunContext(key[0], Identity()), key, [("messages", [HumanMessage("hi")])])
+        listener.wrote(
+            RunContext(key[0], Identity()), key, [("messages", [HumanMessage("hi")])], path="", outermost_id="1"
+        )
     assert listener._channels.cache_info().currsize == _MAX_SESSIONS

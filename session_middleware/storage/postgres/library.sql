@@ -50,8 +50,8 @@ CREATE FUNCTION json_set(j text, path text, value bigint) RETURNS text LANGUAGE 
     SELECT jsonb_set(j::jsonb, ARRAY[substr(path, 3)], COALESCE(to_jsonb(value), 'null'))::text
 $$;
 CREATE FUNCTION hex(b bytea) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$ SELECT encode(b, 'hex') $$;
-CREATE FUNCTION max(a bigint, b bigint, c bigint, d bigint, e bigint) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT GREATEST(a, b, c, d, e)
+CREATE FUNCTION max(VARIADIC numbers bigint[]) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT max(n) FROM unnest(numbers) AS n
 $$;
 
 -- Expectations: a result that would only be compared is checked in SQL. The error takes no round trip.

@@ -23,13 +23,14 @@ _COUNTERS = {  # columns of `sessions`, and the expressions that recompute them
     "model_call_count": _ROWS.format("COUNT(*)", "model_calls", "TRUE"),
     "unpriced_count": _ROWS.format("COUNT(*)", "model_calls", "cost IS NULL AND error IS NULL"),
     "cost": _ROWS.format("SUM(cost)", "model_calls", "TRUE"),
+    "waiting_count": _ROWS.format("COUNT(*)", "questions", "status = 'open'"),
     "error_count": _ROWS.format("COUNT(*)", "runs", "outcome = 'error'")
     + " + "
     + _ROWS.format("COUNT(*)", "tool_calls", "status = 'error'"),
     "input_tokens": _ROWS.format("COALESCE(SUM(input_tokens), 0)", "model_calls", "TRUE"),
     "output_tokens": _ROWS.format("COALESCE(SUM(output_tokens), 0)", "model_calls", "TRUE"),
 }
-_NUMBERED = ("runs", "messages", "tool_calls", "model_calls", "events")
+_NUMBERED = ("runs", "messages", "tool_calls", "model_calls", "questions", "events")
 _LAST_SEQ = f"MAX({', '.join(_ROWS.format('COALESCE(MAX(seq), 0)', table, 'TRUE') for table in _NUMBERED)})"
 _LACKING = """
     SELECT own.session_id, own.checkpoint_id FROM checkpoints AS own, json_each(own.channels) AS ref

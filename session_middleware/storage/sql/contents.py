@@ -14,7 +14,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from session_middleware.models import Branch, Event, Message, ModelCall, Problem, Run, SessionInfo, ToolCall, Value
+from session_middleware.models import (
+    Branch,
+    Event,
+    Message,
+    ModelCall,
+    Problem,
+    Question,
+    Run,
+    SessionInfo,
+    ToolCall,
+    Value,
+)
 from session_middleware.storage.jsonable import is_text
 from session_middleware.storage.sql.checkpoints import lists
 from session_middleware.storage.sql.checkpoints.blobs import CorruptRow, checked_blob, inline_value
@@ -34,6 +45,7 @@ _MODELS: Mapping[str, type[Value]] = {
     "branches": Branch,
     "tool_calls": ToolCall,
     "model_calls": ModelCall,
+    "questions": Question,
     "events": Event,
 }
 _STATE = ("checkpoints", "writes", "lists", "list_items", "blobs")

@@ -19,7 +19,7 @@ from session_middleware.storage.checkpoint_types import (
     WritesPut,
 )
 from session_middleware.storage.memory_types import MemoryPut
-from session_middleware.storage.record_entries import Entry, RunEnd, ToolEnd
+from session_middleware.storage.record_entries import AnswerEntry, Entry, RunEnd, ToolEnd
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql import checks
 from session_middleware.storage.sql.checkpoints import (
@@ -38,6 +38,7 @@ from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import items
 from session_middleware.storage.sql.memory.engine import MemoryOperations
 from session_middleware.storage.sql.operations import reading
+from session_middleware.storage.sql.record import questions
 from session_middleware.storage.sql.record.branches import BranchPoint
 from session_middleware.storage.sql.record.engine import RecordOperations
 from session_middleware.storage.sql.record.writer import RecordWriteError, write_end
@@ -297,8 +298,11 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
 
     def put_writes(self, put: WritesPut) -> None:
         def then(write: SessionWrite, run: RunWrite) -> None:
-            if put.context.notes.entries and ToolEnd in map(type, run.pending()):
-                self._write(write, run)  # the result will not be computed again, so the record must have it
+            # the result will not be computed again, and the answer not be given again, so the record must have them
+            if put.context.notes.entries and not {ToolEnd, AnswerEntry}.isdisjoint(map(type, run.pending())):
+                self._write(write, run)
+            if put.questions and self._rules.settings.tracking:
+                questions.ask(write, run, put.questions, put.context.at or self._now())
             checkpoints.put_writes(write, put)
 
         self._run_admitted(put.context, then, announce=False, patient=True)

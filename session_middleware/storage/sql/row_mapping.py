@@ -29,7 +29,7 @@ class Malformed(DamagedRow):
 
 _JSON_COLUMNS = frozenset(
     {"tags", "metadata", "context", "client", "content", "tool_calls", "arguments", "result", "artifact"}
-    | {"flags", "detail", "pinned", "extra"}
+    | {"flags", "detail", "pinned", "extra", "value", "answer"}
 )
 
 _building = threading.Lock()  # pydantic 2.11 leaves a model unusable for a moment if two threads build it at once

@@ -1,10 +1,10 @@
 """The tables.
 
 Text ids, ISO-8601 UTC times and JSON columns, so that `sqlite3`, sqlite-utils and Datasette can read them. People read
-sessions, runs, messages, branches, files, tool_calls, model_calls, events and memories. The checkpointer restores state
-from checkpoints, writes, lists, list_items and blobs (`checkpoints/schema.py`). conversation_items belong to other
-SDKs; leases are the runs in progress, tombstones the deleted ids, revoked the refused users, settings those of
-the app (`app_settings.py`). The index of words is in `memory/schema.py`.
+sessions, runs, messages, branches, files, tool_calls, model_calls, questions, events and memories. The checkpointer
+restores state from checkpoints, writes, lists, list_items and blobs (`checkpoints/schema.py`). conversation_items
+belong to other SDKs; leases are the runs in progress, tombstones the deleted ids, revoked the refused users, settings
+those of the app (`app_settings.py`). The index of words is in `memory/schema.py`.
 
 A session's own settings are columns: null means no own setting, and 0 seconds mean never. `pruned` marks an expired
 session that has been pruned.
@@ -65,6 +65,7 @@ _TABLES = (
         model_call_count INTEGER NOT NULL DEFAULT 0,
         unpriced_count INTEGER NOT NULL DEFAULT 0,
         error_count INTEGER NOT NULL DEFAULT 0,
+        waiting_count INTEGER NOT NULL DEFAULT 0,
         input_tokens INTEGER NOT NULL DEFAULT 0,
         output_tokens INTEGER NOT NULL DEFAULT 0,
         cost REAL
@@ -95,6 +96,7 @@ _TABLES = (
     (status, on_expire, pruned, ended_at, id, pinned, postponed_until, user_id, last_active_at)
     WHERE status = 'expired'
     """,
+    "CREATE INDEX sessions_waiting ON sessions (last_active_at, id, user_id) WHERE waiting_count > 0",
     "CREATE INDEX sessions_by_age ON sessions (active_since) WHERE ended_at IS NULL",
     """
     CREATE INDEX sessions_by_own_idle_timeout ON sessions (idle_timeout_seconds, last_active_at)
@@ -161,6 +163,8 @@ _TABLES = (
         user_id TEXT,
         outcome TEXT NOT NULL,
         error TEXT,
+        tags TEXT,
+        metadata TEXT,
         started_at TEXT NOT NULL,
         duration_ms REAL,
         input_tokens INTEGER,
@@ -175,6 +179,7 @@ _TABLES = (
     ) WITHOUT ROWID
     """,
     "CREATE INDEX runs_in_progress ON runs (session_id) WHERE outcome = 'running'",
+    "CREATE INDEX runs_cut_off ON runs (session_id) WHERE outcome = 'interrupted'",
     "CREATE INDEX runs_by_user ON runs (user_id) WHERE user_id IS NOT NULL",
     """
     CREATE TABLE messages (
@@ -280,6 +285,28 @@ _TABLES = (
         UNIQUE (session_id, id)
     ) WITHOUT ROWID
     """,
+    """
+    CREATE TABLE questions (
+        session_id TEXT NOT NULL,
+        seq INTEGER NOT NULL,
+        run_id TEXT,
+        interrupt_id TEXT,
+        value TEXT,
+        node TEXT,
+        checkpoint_ns TEXT NOT NULL DEFAULT '',
+        checkpoint_id TEXT,
+        status TEXT NOT NULL DEFAULT 'open',
+        asked_at TEXT NOT NULL,
+        answer TEXT,
+        answered_by TEXT,
+        answered_at TEXT,
+        answer_run_id TEXT,
+        flags TEXT,
+        PRIMARY KEY (session_id, seq)
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX questions_open ON questions (session_id) WHERE status = 'open'",
+    "CREATE INDEX questions_by_user ON questions (answered_by) WHERE answered_by IS NOT NULL",
     """
     CREATE TABLE events (
         session_id TEXT NOT NULL,

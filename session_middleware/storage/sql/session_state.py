@@ -64,6 +64,7 @@ class SessionState:
     last_active_at: str
     has_deletions: bool  # messages were deleted from the record
     has_own_terms: bool  # it is pinned, or has timeouts of its own
+    is_waiting: bool  # its graph has open questions
     heads: dict[str, Head | None] = field(default_factory=dict)  # by namespace
     points: OrderedDict[tuple[str, str], CheckpointPoint] = field(default_factory=OrderedDict)  # by namespace and id
     list_ends: OrderedDict[int, int] = field(default_factory=OrderedDict)  # the lengths of lists that were appended to
@@ -76,7 +77,7 @@ class SessionState:
     @classmethod
     def opened(cls, session_id: str, home: int, now: str) -> SessionState:
         """The state of a session whose row was just inserted. Nothing is read."""
-        state = cls(session_id, home, 1, 0, "main", now, has_deletions=False, has_own_terms=False)
+        state = cls(session_id, home, 1, 0, "main", now, has_deletions=False, has_own_terms=False, is_waiting=False)
         state.heads[""], state.message_ids = None, set()
         state.may_have_dead_runs = state.calls_without_request = False
         return state
@@ -105,10 +106,11 @@ class StateCache(OrderedDict[str, SessionState]):
 _LOAD = f"""
     SELECT {HEAD}, home, version, last_seq, branch, last_active_at,
     EXISTS (SELECT 1 FROM events WHERE session_id = sessions.id AND kind = 'message_deleted'),
-    pinned IS NOT NULL OR idle_timeout_seconds IS NOT NULL OR max_age_seconds IS NOT NULL
+    pinned IS NOT NULL OR idle_timeout_seconds IS NOT NULL OR max_age_seconds IS NOT NULL,
+    waiting_count > 0
     FROM sessions WHERE id = ?
 """
-_TYPES = (int, int, int, str, str, int, int)
+_TYPES = (int, int, int, str, str, int, int, int)
 
 
 def find(connection: Connection, session_id: str) -> SessionState | None:
@@ -292,6 +294,7 @@ class SessionWrite:
             self.state.last_seq, self.state.branch = counters.last_seq, counters.branch
             self.state.message_rows.clear()
             self.state.message_ids = None
+            self.state.is_waiting = True  # as far as is known
             self._connection.execute("RELEASE entry")
             raise
         self._connection.execute("RELEASE entry")

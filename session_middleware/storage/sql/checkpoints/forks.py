@@ -10,7 +10,7 @@ from session_middleware.models import SessionInfo, to_text
 from session_middleware.storage.sql.checkpoints import checkpoints, latest_checkpoint, points
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
-from session_middleware.storage.sql.record import runs
+from session_middleware.storage.sql.record import questions, runs
 from session_middleware.storage.sql.sessions import endings, events, session_rows, tombstones
 from session_middleware.storage.types import SessionDetails
 
@@ -42,6 +42,7 @@ def copy(
         _copy_line(connection, (source.home, source_id, target_id), cut.point, is_last=cut.is_last)
     connection.execute(_SHARED, (source_id,))
     runs.copy(connection, source_id, target_id, None if cut is None else cut.line)
+    questions.copy(connection, source_id, target_id, asked_again=cut is not None and not cut.is_last)
     events.append(connection, target_id, "forked", None, {"from": source_id} | ({"at": at} if at else {}), now)
     return session_rows.update(connection, target_id, details or SessionDetails(), rules)
 

@@ -38,7 +38,7 @@ EVERYBODY = MessageScope()
 
 SEARCHABLE = (
     "m.role IN ('user', 'assistant', 'tool') AND m.text != '' AND m.replaced_by IS NULL"
-    " AND COALESCE(m.flags, '') NOT LIKE '%\"memory\"%' AND COALESCE(m.flags, '') NOT LIKE '%\"resume\"%'"
+    " AND COALESCE(m.flags, '') NOT LIKE '%\"memory\"%'"
 )
 
 

@@ -15,10 +15,8 @@ from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory import indexing, items, recall
 from session_middleware.storage.sql.row_mapping import namespace_text, values_of
 
-_SPOKEN = (  # not answers of the memory tools, and not values that resume an interrupt
-    "replaced_by IS NULL AND COALESCE(flags, '') NOT LIKE '%\"memory\"%'"
-    " AND COALESCE(flags, '') NOT LIKE '%\"resume\"%'"
-)
+# not answers of the memory tools
+_SPOKEN = "replaced_by IS NULL AND COALESCE(flags, '') NOT LIKE '%\"memory\"%'"
 
 
 def search(connection: Connection, query: MemoryQuery, now: datetime, can_index: bool) -> list[StoredMemory]:

@@ -370,7 +370,7 @@ _MOVE_BEHIND = """
     UPDATE messages SET position = input.last + 0.5 FROM (
         SELECT MAX(position) AS last FROM messages
         WHERE session_id = ?1 AND seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?3))
-        AND role = 'user' AND checkpoint_ns = '' AND COALESCE(flags, '') NOT LIKE '%"resume"%'
+        AND role = 'user' AND checkpoint_ns = ''
     ) AS input WHERE session_id = ?1 AND message_id = ?2 AND position < input.last
 """
 _MOVE = """

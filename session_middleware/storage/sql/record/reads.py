@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from session_middleware.models import Branch, Event, Message, ModelCall, Run, ToolCall
+from session_middleware.models import Branch, Event, Message, ModelCall, Question, Run, ToolCall
 from session_middleware.storage.processes import is_gone
 from session_middleware.storage.record_entries import ASIDE
 from session_middleware.storage.sql.connection import UNLIMITED, Connection, Cursor
@@ -26,12 +26,14 @@ _TABLES: tuple[tuple[str, type[Record], str], ...] = (  # table, value, and the 
     ("messages", Message, "replaced_by IS NULL"),
     ("tool_calls", ToolCall, "TRUE"),
     ("model_calls", ModelCall, "TRUE"),
+    ("questions", Question, "TRUE"),
     ("events", Event, "TRUE"),
 )
 _UNFINISHED: dict[str, tuple[type[Record], str]] = {
     "runs": (Run, "outcome = 'running'"),
     "tool_calls": (ToolCall, "status = 'running'"),
     "messages": (Message, "status = 'incomplete' AND replaced_by IS NULL"),
+    "questions": (Question, "status = 'open'"),
 }
 
 

@@ -12,12 +12,23 @@ from session_middleware.storage.processes import is_gone, this_process
 from session_middleware.storage.record_entries import ASIDE, RunEnd
 from session_middleware.storage.sql.checkpoints.rows import AT, at
 from session_middleware.storage.sql.connection import Connection
+from session_middleware.storage.sql.record import questions
 from session_middleware.storage.sql.record.branches import Line
-from session_middleware.storage.sql.row_mapping import clean
+from session_middleware.storage.sql.row_mapping import clean, to_json
 from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sql.session_state import SessionWrite
 
-TABLES = ("runs", "messages", "tool_calls", "model_calls", "events", "branches", "files", "conversation_items")
+TABLES = (
+    "runs",
+    "messages",
+    "tool_calls",
+    "model_calls",
+    "questions",
+    "events",
+    "branches",
+    "files",
+    "conversation_items",
+)
 
 
 def next_seq(connection: Connection, session_id: str) -> int | None:
@@ -45,12 +56,18 @@ def begin_run(write: SessionWrite, run: RunWrite, now: datetime) -> bool:
     row = (
         *(run.session_id, counters.next_seq(), run.run_id, run.context.identity.user_id, "running", to_text(now)),
         *(run.context.started_from, int(run.context.checkpointed), this_process()),
+        *(to_json(list(run.context.tags) or None), to_json(run.context.metadata or None)),
     )
     write.insert("runs", _BEGUN, [row], " ON CONFLICT (id, session_id) DO NOTHING", if_there=uncount)
+    if run.context.continues_without_input:
+        questions.go_on(write, run, now)
     return has_dead
 
 
-_BEGUN = ("session_id", "seq", "id", "user_id", "outcome", "started_at", "started_from", "checkpointed", "process")
+_BEGUN = (
+    *("session_id", "seq", "id", "user_id", "outcome", "started_at", "started_from", "checkpointed", "process"),
+    *("tags", "metadata"),
+)
 _RUNNING = "SELECT session_id, seq, id, process FROM runs WHERE outcome = 'running'"
 _RUNNING_OF = f"{_RUNNING} AND session_id = ?"
 
@@ -92,6 +109,10 @@ _AHEAD_OF_STATE = f"""
 
 
 def end_run(write: SessionWrite, run: RunWrite, end: RunEnd) -> None:
+    if end.rejects_answers:
+        questions.reopen(write, run)
+    elif end.outcome == "ok" and not run.context.checkpointed:
+        questions.drop(write, run)
     outcome = (end.outcome, end.error and clean(end.error), end.duration_ms, run.checkpoint_id)
     values = (*outcome, run.run_id, run.session_id)
     if not end.cut_off and end.outcome != "error":

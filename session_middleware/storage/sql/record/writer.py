@@ -15,15 +15,17 @@ from operator import attrgetter
 from session_middleware.storage.checkpoint_types import CheckpointPut
 from session_middleware.storage.record_entries import (
     ASIDE,
+    AnswerEntry,
     Entry,
     HistoryEntry,
     MessageEntry,
     ModelCallEntry,
+    QuestionEntry,
     RunEnd,
     ToolEnd,
     ToolStart,
 )
-from session_middleware.storage.sql.record import branches, histories, message_rows, runs, tool_call_rows
+from session_middleware.storage.sql.record import branches, histories, message_rows, questions, runs, tool_call_rows
 from session_middleware.storage.sql.record.branches import BranchPoint
 from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sql.session_state import SessionWrite
@@ -54,6 +56,8 @@ def write(
         entries = [*entries, *put.histories, *_with_late(put)]
     if entries:
         _append_all(write, run, entries, now)
+    if put is not None and not put.checkpoint_ns and put.source != "update":
+        questions.drop(write, run, before=put.checkpoint_id)
     if len(run.record.written) > 1 and entries:
         if put is None:
             conversation = _conversation(e for e in entries if isinstance(e, MessageEntry) and not e.followed_by)
@@ -159,6 +163,10 @@ def _append(write: SessionWrite, run: RunWrite, entries: Iterable[Entry], now: d
                 tool_call_rows.end(write, run, entry)
             elif isinstance(entry, ModelCallEntry):
                 tool_call_rows.add_model_call(write, run, entry, now)
+            elif isinstance(entry, QuestionEntry):
+                questions.ask(write, run, [entry], now)
+            elif isinstance(entry, AnswerEntry):
+                questions.answer(write, run, entry)
             elif isinstance(entry, RunEnd):
                 runs.end_run(write, run, entry)
 

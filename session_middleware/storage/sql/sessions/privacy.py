@@ -83,5 +83,6 @@ _TRACES = (  # mentions in sessions of others, each found by an index of its own
     "UPDATE events SET detail = json_set(detail, '$.by', 'forgotten') WHERE json_extract(detail, '$.by') = ?",
     "UPDATE sessions SET pinned = json_set(pinned, '$.by', 'forgotten')"
     " WHERE pinned IS NOT NULL AND json_extract(pinned, '$.by') = ?",
+    "UPDATE questions SET answered_by = 'forgotten' WHERE answered_by = ?",
     "UPDATE runs SET user_id = 'forgotten' WHERE user_id = ?",
 )

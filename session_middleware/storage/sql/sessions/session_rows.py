@@ -250,11 +250,12 @@ _BY_STATUS = {
     " AND id NOT IN (SELECT value FROM json_each(:live))",
     "expired": f"(status = 'expired' OR status = 'active' AND {DUE})",
 }
-_CONDITIONS = {
+_CONDITIONS: dict[str, Any] = {
     "user_id": "user_id = :user_id",
     "group_id": "group_id = :group_id",
     "since": "last_active_at >= :since",
     "until": "last_active_at < :until",
+    "waiting": {True: "waiting_count > 0", False: "waiting_count = 0"},
     "tags": "NOT EXISTS (SELECT 1 FROM json_each(:tags) AS wanted"
     " WHERE NOT EXISTS (SELECT 1 FROM json_each(CASE WHEN json_valid(sessions.tags) THEN sessions.tags END) AS own"
     " WHERE own.value = wanted.value))",
@@ -289,10 +290,10 @@ def _condition(connection: Connection, where: SessionFilter, rules: EngineContex
     for name, condition in _CONDITIONS.items():
         if (given := getattr(where, name)) is None or given == ():
             continue
-        found.append(condition)
+        found.append(condition[given] if isinstance(condition, dict) else condition)
         if isinstance(given, Identity):
             values |= {"viewer": given.user_id, "viewers_groups": json.dumps(sorted(given.groups))}
-        elif name != "tags":
+        elif name not in ("tags", "waiting"):
             values[name] = to_text(given) if isinstance(given, datetime) else given
     return " AND ".join(found), values
 
