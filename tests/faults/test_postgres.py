@@ -488,7 +488,10 @@ def test_runs_and_memories_do_not_wait_for_a_process_that_writes_to_another_sess
     ):
         agent = sessions.attach(scenarios.chat().compile())
         agent.invoke({"messages": "hello"}, sessions.config("one", user_id="alice"))
-        other.execute("SELECT pg_advisory_xact_lock_shared(7236000)")  # as each transaction that writes to one session
+        # As a transaction of another process that writes to one session of hers.
+        other.execute("SELECT pg_advisory_xact_lock_shared(7236000)")
+        other.execute("SET search_path TO session_middleware")
+        other.execute("SELECT acquire_locks(%s, '[]')", ('["two"]',))
         agent.invoke({"messages": "again"}, sessions.config("one", user_id="alice"))
         sessions.store.put(("user", "alice"), "drink", {"text": "tea"})
         if max_sessions is None:  # else the sessions are counted before one may be revived

@@ -7,8 +7,9 @@ round trip for each statement costs more than the statement does.
 from __future__ import annotations
 
 import itertools
+import json
 import struct
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import zip_longest
 from typing import Any, NoReturn
@@ -20,17 +21,28 @@ from psycopg.waiting import Ready, Wait
 from session_middleware.models import Event
 from session_middleware.storage.postgres.translation import translated
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.sql.connection import Retry
+from session_middleware.storage.sql.connection import Lock, Retry, Shared
 from session_middleware.storage.sql.run_write import RunWrite
 
 _SUCCEEDED = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY)
 _SAVEPOINTS = ("SAVEPOINT", "RELEASE", "ROLLBACK")
 _QUEUE = 500  # statements that are sent together at most
 _NO_ROW, _LOCKED = "SM001", "SM002"  # raised by functions of `library.sql`
+_CONFLICTS = (errors.DeadlockDetected, errors.SerializationFailure)
+_MOST_LOCKS = 1_000  # of a transaction, because the server's table of locks is small; one that needs more locks all
+_ACQUIRE = "SELECT expect_lock(acquire_lock(?, ?, ?))"
+_ACQUIRE_IN_ORDER = "SELECT acquire_locks(?, ?)"
+_ACQUIRE_FREE = "SELECT value FROM json_each(?) WHERE acquire_lock(value, false, false)"
 
 
-class RetryExclusively(BaseException):
-    """An operation needs a further lock, and waiting could cause a deadlock. It is repeated with the exclusive lock."""
+class RetryLocked(BaseException):
+    """An operation needs a further lock, and waiting could cause a deadlock.
+
+    It is repeated with these locks, acquired in order at the beginning; ``None``: all.
+    """
+
+    def __init__(self, locks: Collection[Lock] | None) -> None:
+        self.locks = locks
 
 
 class RetryStatements(BaseException):
@@ -150,6 +162,8 @@ class PostgresConnection:
         self.changes = 0  # statements that may have changed something
         self.is_writing = False
         self.has_savepoints = False  # a failed statement does not end the transaction
+        self.has_all_locks = False
+        self.locks: set[Lock] = set()  # of the transaction
         self.has_names = True  # each statement is prepared once, which not every transaction pooler allows
         self._pg = raw.pgconn
         self._names: dict[bytes, bytes] = {}  # of the prepared statements, by their text
@@ -195,6 +209,37 @@ class PostgresConnection:
     def executemany(self, sql: str, rows: Iterable[Any], /) -> None:
         for row in rows:
             self.execute(sql, row)
+
+    def acquire(self, locks: Collection[Lock]) -> None:
+        """Acquire locks, and wait for them if there are no others: else waiting could cause a deadlock.
+
+        Raises `RetryLocked`, at the latest with the next result that is looked at.
+        """
+        may_wait = not self.locks
+        self.locks.update(locks)
+        if len(self.locks) > _MOST_LOCKS:
+            raise RetryLocked(None)
+        if may_wait and len(locks) > 1:
+            shared = [lock.name for lock in locks if isinstance(lock, Shared)]
+            alone = [lock for lock in locks if not isinstance(lock, Shared)]
+            self.execute(_ACQUIRE_IN_ORDER, (json.dumps(alone), json.dumps(shared)))
+            return
+        for lock in locks:
+            name = lock.name if isinstance(lock, Shared) else lock
+            self.execute(_ACQUIRE, (name, name is not lock, may_wait))
+
+    def lock(self, names: Collection[str], /) -> None:
+        if not self.lock_free(names).issuperset(names):
+            raise RetryLocked(self.locks.union(names))
+
+    def lock_free(self, names: Collection[str], /) -> set[str]:
+        if self.has_all_locks or self.locks.issuperset(names):
+            return {*names}
+        missing = [name for name in names if name not in self.locks]
+        if len(self.locks) + len(missing) > _MOST_LOCKS:
+            raise RetryLocked(None)
+        self.locks.update(name for (name,) in self.execute(_ACQUIRE_FREE, (json.dumps(missing),)))
+        return self.locks.intersection(names)  # type: ignore[return-value]
 
     def update_row(self, sql: str, parameters: Any, /) -> None:
         self.execute(f"WITH updated AS ({sql} RETURNING 1) SELECT expect_row(count(*)) FROM updated", parameters)
@@ -254,10 +299,10 @@ class PostgresConnection:
             self._raise(error)
 
     def _raise(self, error: psycopg.Error) -> NoReturn:
-        if error.sqlstate == _NO_ROW:
+        if error.sqlstate == _NO_ROW or (self.is_writing and isinstance(error, _CONFLICTS)):
             raise Retry from error
         if error.sqlstate == _LOCKED:
-            raise RetryExclusively from error
+            raise RetryLocked({*self.locks}) from error
         has_lost_names = isinstance(error, (errors.DuplicatePreparedStatement, errors.InvalidSqlStatementName))
         if has_lost_names:  # a pooler gave this transaction another connection than the last one
             self.has_names = False
@@ -285,7 +330,7 @@ class PostgresConnection:
         self.decisions.clear()
         self.is_writing = self.has_savepoints = False
         if self._queued or self._pg.transaction_status != pq.TransactionStatus.IDLE:
-            with suppress(psycopg.Error, Retry, RetryExclusively, RetryStatements):
+            with suppress(psycopg.Error, Retry, RetryLocked, RetryStatements):
                 self.receive()
             with suppress(psycopg.Error):  # a lost connection
                 self._send(b"ROLLBACK")
@@ -295,7 +340,7 @@ class PostgresConnection:
     @property
     def is_open(self) -> bool:
         """Whether a transaction is in progress and has not failed."""
-        with suppress(psycopg.Error, Retry, RetryExclusively, RetryStatements):
+        with suppress(psycopg.Error, Retry, RetryLocked, RetryStatements):
             self.receive()
         return self._pg.transaction_status == pq.TransactionStatus.INTRANS
 

@@ -64,20 +64,50 @@ BEGIN
     IF count > 0 THEN RAISE 'a row was found' USING ERRCODE = 'SM003'; END IF;
 END $$;
 
--- Lock the family of a session until the end of the transaction.
-CREATE FUNCTION lock_family(session_id text, may_wait boolean) RETURNS void LANGUAGE plpgsql AS $$
+
+-- Locks until the end of the transaction. A session's id names the lock of its family.
+CREATE FUNCTION lock_key(name text) RETURNS bigint LANGUAGE plpgsql AS $$
+BEGIN RETURN hashtextextended(COALESCE((SELECT family_id FROM sessions WHERE id = name), name), 7236); END $$;
+CREATE FUNCTION acquire_lock(name text, is_shared boolean, may_wait boolean) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
-    family text;
-    locked text;
+    wanted bigint;
+    locked bigint;
 BEGIN
     LOOP
-        family := COALESCE((SELECT family_id FROM sessions WHERE id = session_id), session_id);
-        IF family = locked THEN RETURN; END IF;  -- it is still the family after the wait
-        IF may_wait THEN
-            PERFORM pg_advisory_xact_lock(hashtextextended(family, 7236));
-        ELSIF NOT pg_try_advisory_xact_lock(hashtextextended(family, 7236)) THEN
-            RAISE 'the family is locked' USING ERRCODE = 'SM002';
+        wanted := lock_key(name);
+        IF wanted = locked THEN RETURN true; END IF;  -- it is still the family after the wait
+        IF NOT may_wait THEN
+            IF NOT (CASE WHEN is_shared THEN pg_try_advisory_xact_lock_shared(wanted) ELSE pg_try_advisory_xact_lock(wanted) END)
+            THEN RETURN false; END IF;
+        ELSIF is_shared THEN PERFORM pg_advisory_xact_lock_shared(wanted);
+        ELSE PERFORM pg_advisory_xact_lock(wanted);
         END IF;
-        locked := family;
+        locked := wanted;
+    END LOOP;
+END $$;
+CREATE FUNCTION expect_lock(is_acquired boolean) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT is_acquired THEN RAISE 'the lock is not free' USING ERRCODE = 'SM002'; END IF;
+END $$;
+-- Wait for several locks in the order of their keys, as all transactions do. The names are JSON arrays.
+CREATE FUNCTION acquire_locks(names text, shared_names text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    wanted record;
+    locked bigint[] := '{}';
+    count integer := -1;
+BEGIN
+    WHILE count < cardinality(locked) LOOP  -- once more, in case a session has another family after the wait
+        count := cardinality(locked);
+        FOR wanted IN
+            SELECT key, bool_and(is_shared) AS is_shared FROM (
+                SELECT lock_key(value) AS key, false AS is_shared FROM json_each(names)
+                UNION ALL SELECT lock_key(value), true FROM json_each(shared_names)
+            ) AS each_name WHERE key <> ALL (locked) GROUP BY key ORDER BY key
+        LOOP
+            IF wanted.is_shared THEN PERFORM pg_advisory_xact_lock_shared(wanted.key);
+            ELSE PERFORM pg_advisory_xact_lock(wanted.key);
+            END IF;
+            locked := locked || wanted.key;
+        END LOOP;
     END LOOP;
 END $$;

@@ -19,6 +19,7 @@ _WORDS = tuple(
         (r"\bAS INTEGER\b", "AS bigint"),
         (r"\bAS REAL\b", "AS double precision"),
         (r"\bLIKE\b", "ILIKE"),
+        (r"/\* SKIP LOCKED \*/", "FOR UPDATE SKIP LOCKED"),  # SQLite has one writer
         (r"\bjson_object\(", "json_pair("),  # a word of the grammar since PostgreSQL 16
     )
 )

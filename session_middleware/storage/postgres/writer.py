@@ -7,10 +7,11 @@ from typing import Any
 
 import psycopg
 
-from session_middleware.storage.postgres.connection import PostgresConnection, RetryExclusively, RetryStatements
+from session_middleware.storage.postgres.connection import PostgresConnection, RetryLocked, RetryStatements
+from session_middleware.storage.sql.connection import Lock, Locks, Shared
 from session_middleware.storage.sql.writer import BatchAborted, Writer, WriteRequest
 
-_ALL = 7_236_000  # an advisory lock: exclusive, or shared by transactions that lock single families
+_ALL = 7_236_000  # an advisory lock: held alone by a transaction that has all locks, and shared by the others
 _LOCK_ALL = f"SELECT pg_advisory_xact_lock({_ALL})"
 _LOCK_SOME = f"SELECT pg_advisory_xact_lock_shared({_ALL})"
 
@@ -35,19 +36,21 @@ class PostgresWriter(Writer):
         self._begin_transaction = begin
         self._give_back = give_back
         self._changed = changed  # called with the sessions that a commit may have changed
-        self._has_connection = self._has_savepoints = self._is_exclusive = False
-        self._locked: set[str] = set()  # the sessions whose families are locked
+        self._has_connection = self._has_savepoints = False
+        self._needed: set[Lock] | None = set()  # locks that a repeated operation needs; None: all
 
     def _commit(self, batch: Sequence[WriteRequest[Any]]) -> None:
-        self._has_savepoints, self._is_exclusive = False, any(request.of is None for request in batch)
+        self._has_savepoints, self._needed = False, None if any(request.of is None for request in batch) else set()
         while True:
             try:
                 return super()._commit(batch)
-            except (RetryExclusively, RetryStatements) as retry:
+            except (RetryLocked, RetryStatements) as retry:
                 if len(batch) > 1:
                     raise BatchAborted from None
-                self._has_savepoints |= isinstance(retry, RetryStatements)
-                self._is_exclusive |= isinstance(retry, RetryExclusively)
+                if isinstance(retry, RetryStatements):
+                    self._has_savepoints = True
+                elif self._needed is not None:
+                    self._needed = None if retry.locks is None else self._needed.union(retry.locks)
 
     def _begin(self, batch: Sequence[WriteRequest[Any]]) -> None:
         is_durable = self._may_be_durable and any(request.durable for request in batch)
@@ -55,25 +58,30 @@ class PostgresWriter(Writer):
         self._has_connection = True
         connection.is_writing = True
         connection.has_savepoints = self._has_savepoints
-        connection.execute(_LOCK_ALL if self._is_exclusive else _LOCK_SOME)
-        self._locked.clear()
+        connection.locks.clear()
+        connection.has_all_locks = self._needed is None
+        connection.execute(_LOCK_ALL if connection.has_all_locks else _LOCK_SOME)
+        if self._needed:
+            connection.acquire(self._needed)
 
-    def _lock(self, of: str | None) -> None:
-        """Wait for the first lock only: waiting for further ones could end in a deadlock with another process."""
-        if self._is_exclusive or of == "" or of in self._locked:
+    def _lock(self, of: Locks) -> None:
+        connection = self.connection
+        if connection.has_all_locks or not of:
+            if of is None and not connection.has_all_locks:
+                raise RetryLocked(None)
             return
-        if of is None:
-            raise RetryExclusively
-        self.connection.execute("SELECT lock_family(?, ?)", (of, not self._locked))
-        self._locked.add(of)
+        locks = {of} if isinstance(of, (str, Shared)) else {*of}
+        if missing := locks - connection.locks:
+            connection.acquire(missing)
 
     def _end(self) -> None:
         self.connection.commit()
 
     def _committed(self) -> None:
+        has_all, locks = self.connection.has_all_locks, {*self.connection.locks}
         self._release()
-        if self._is_exclusive or self._locked:
-            self._changed(None if self._is_exclusive else self._locked)
+        if has_all or locks:
+            self._changed(None if has_all else [lock for lock in locks if not isinstance(lock, Shared)])
 
     def _abort(self) -> None:
         self._release()

@@ -191,6 +191,6 @@ REPAIRS: dict[str, Callable[[Connection, Problem, EngineContext], object]] = {
     "counter": _count,
     "orphan": _delete_orphans,
     "index": lambda connection, problem, _: connection.execute(f'REINDEX "{problem.key}"'),
-    "dead_lease": lambda connection, _, rules: leases.reap(connection, leases.dead(connection, rules)),
+    "dead_lease": lambda connection, _, rules: leases.reap_dead(connection, rules),
     "dead_run": lambda connection, *_: runs.interrupt_dead(connection),
 }

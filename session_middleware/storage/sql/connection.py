@@ -5,15 +5,40 @@ The SQL is written once, in the words of SQLite. A connection to another databas
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from session_middleware.models import Event
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.run_write import RunWrite
 
 T = TypeVar("T")
+C = TypeVar("C", bound=Collection[str])
 UNLIMITED = 2**62  # as a LIMIT
+
+
+class Shared(NamedTuple):
+    """A lock that several transactions may hold at the same time, while none holds it alone."""
+
+    name: str
+
+
+Lock: TypeAlias = str | Shared  # a session's id names the lock of its family
+Locks: TypeAlias = Lock | Collection[Lock] | None  # ``None``: all, so no other process writes
+
+
+def lock_found(connection: Connection, find: Callable[[], C]) -> C:
+    """Lock the sessions that `find` returns. It is called again, because they may change until they are locked."""
+    locked: set[str] = set()
+    while not locked.issuperset(found := find()):
+        connection.lock(found)
+        locked.update(found)
+    return found
+
+
+def index_lock(session_id: str) -> str:
+    """The lock of a session's part of the index. It is acquired after the locks of families."""
+    return f"\0index {session_id}"
 
 
 class DamagedRow(Exception):
@@ -62,6 +87,12 @@ class Connection(Protocol):
 
     def prefetch(self, sql: str, parameters: tuple[Any, ...], /) -> None:
         """Announce a reading statement that may follow before the next change, to send it along with the next one."""
+
+    def lock(self, names: Collection[str], /) -> None:
+        """Acquire locks until the end of the transaction. If one is not free, the operation is repeated with all."""
+
+    def lock_free(self, names: Collection[str], /) -> set[str]:
+        """Acquire the free ones of these locks until the end of the transaction. Returns their names."""
 
     def update_row(self, sql: str, parameters: Any, /) -> None:
         """Execute an UPDATE. Raises `Retry` if it changes no row, at the latest when the transaction is committed."""

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from session_middleware.errors import StorageError
 from session_middleware.models import Event
-from session_middleware.storage.sql.connection import DamagedRow
+from session_middleware.storage.sql.connection import DamagedRow, Locks
 from session_middleware.storage.sql.writer import Writer
 from session_middleware.storage.types import Watch
 
@@ -107,7 +107,7 @@ class Database:
         self,
         operation: Callable[[Any], T],
         *,
-        of: str | None = None,
+        of: Locks = None,
         durable: bool = True,
         patient: bool = False,
         joins: bool = False,
@@ -116,8 +116,8 @@ class Database:
 
         Args:
             operation: Is run a second time if the first transaction is rolled back.
-            of: The session that is written to; no other process writes to its family at the same time. ``None``:
-                no other process writes at all. Empty: the operation needs no lock.
+            of: The locks that the operation needs: a session's id for its family, to which no other process writes
+                at the same time. ``None``: no other process writes at all. Empty: the operation needs no lock.
             durable: The commit survives a power failure. Otherwise it survives ``kill -9``, and survives a power
                 failure only after the next durable commit.
             patient: No caller waits for this write, so it may wait briefly for another write's commit.

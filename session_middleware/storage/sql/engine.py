@@ -32,7 +32,7 @@ from session_middleware.storage.sql.checkpoints import (
     pruning,
     switching,
 )
-from session_middleware.storage.sql.connection import CommitThenRaise, Connection
+from session_middleware.storage.sql.connection import CommitThenRaise, Connection, Lock, Shared
 from session_middleware.storage.sql.database import Database
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import items
@@ -50,7 +50,7 @@ from session_middleware.storage.sql.session_state import (
     end_writes,
 )
 from session_middleware.storage.sql.session_state import find as find_state
-from session_middleware.storage.sql.sessions import admission, events, leases, session_rows
+from session_middleware.storage.sql.sessions import admission, endings, events, leases, session_rows
 from session_middleware.storage.sql.sessions.engine import SessionOperations
 from session_middleware.storage.types import DeletionCounts, SessionDetails, SessionFilter
 
@@ -100,7 +100,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             if_admitted: write only for an admitted run.
             entries: what the operation records. Of a run that is refused, only its end is written.
         """
-        is_careful, of = False, self._changed_by_admission(context)
+        is_careful, of = False, self._locks_of_admission(context)
 
         def operation(connection: Connection) -> T | CommitThenRaise | None:
             run = RunWrite(connection, context, is_careful=is_careful)
@@ -123,12 +123,14 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             else:
                 return result  # type: ignore[no-any-return]  # a `CommitThenRaise` was raised by write
 
-    def _changed_by_admission(self, context: RunContext) -> str | None:
-        """The session that the admission of a context changes; ``None``: it may open one, and others are counted."""
-        settings, state = self._rules.settings, context.state
-        may_open = not state.admitted and state.admission != "resumed"
-        counts_others = may_open and (settings.max_sessions or settings.max_sessions_per_user)
-        return None if counts_others else context.session_id
+    def _locks_of_admission(self, context: RunContext) -> set[Lock]:
+        """The locks for the admission of a context: of its session, and of what it changes by opening one."""
+        state, user_id, locks = context.state, context.identity.user_id, set[Lock]({context.session_id})
+        if not state.admitted and state.admission != "resumed":
+            locks.update(endings.limit_locks(user_id, self._rules))
+            if user_id is not None:  # a transaction that forgets the user has the owner's lock alone
+                locks.add(Shared(items.owner_lock(("user", user_id))))
+        return locks
 
     def _admit(self, connection: Connection, run: RunWrite, *, announce: bool) -> SessionWrite:
         """Admit the run to its session. Nothing is read if the admission would write nothing.
@@ -285,7 +287,9 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             items.put(connection, puts, self._now())
             return None
 
-        of = items.owner_of(puts) if context is None else self._changed_by_admission(context)
+        of: set[Lock] = {*items.locks_of(puts)}
+        if context is not None:
+            of |= self._locks_of_admission(context)
         self._database.write(operation, of=of)
 
     # Checkpoints
@@ -341,7 +345,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             with blobs.reading_rows(source):
                 return forks.copy(connection, source, target, self._rules, at, details)
 
-        return self._database.write(operation)
+        return self._database.write(operation, of={source, target})
 
     def switch_branch(self, session_id: str, branch: str) -> SessionInfo:
         def operation(connection: Connection) -> SessionInfo:
@@ -365,7 +369,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             with blobs.reading_rows():
                 return pruning.delete_for_runs(connection, run_ids)
 
-        return self._erased(self._database.write(operation))
+        return self._erased(self._database.write(operation, of=""))
 
     def _erased(self, checkpoints_gone: int) -> DeletionCounts:
         return DeletionCounts(

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from session_middleware.errors import StorageError
 from session_middleware.models import Event
-from session_middleware.storage.sql.connection import CommitThenRaise, Connection, DamagedRow, Retry
+from session_middleware.storage.sql.connection import CommitThenRaise, Connection, DamagedRow, Locks, Retry
 from session_middleware.storage.sql.run_write import publish
 from session_middleware.storage.sql.session_state import close_writes, end_writes, finish_writes
 
@@ -35,7 +35,7 @@ class WriteRequest(Generic[T]):
 
     operation: Callable[[Any], T]
     durable: bool
-    of: str | None = ""
+    of: Locks = ""
     joins: bool = True
     done: threading.Event | None = None  # of a patient request
     is_done: bool = False
@@ -92,8 +92,8 @@ class Writer:
     def _committed(self) -> None:
         """Called after each commit, with the lock held."""
 
-    def _lock(self, of: str | None) -> None:
-        """Acquire the lock of the sessions that an operation writes to, until the end of the transaction."""
+    def _lock(self, of: Locks) -> None:
+        """Acquire the locks that an operation needs, until the end of the transaction."""
 
     def _is_open(self) -> bool:
         """Whether the transaction can go on after an error."""
@@ -112,7 +112,7 @@ class Writer:
         self,
         operation: Callable[[Any], T],
         *,
-        of: str | None,
+        of: Locks,
         durable: bool,
         patient: bool,
         joins: bool,
@@ -174,6 +174,8 @@ class Writer:
                     return
                 except BatchAborted as aborted:
                     error = aborted.__cause__
+            if isinstance(error, Retry) and isinstance(error.__cause__, self.errors):
+                error = self._mapped(error.__cause__)
             request.end(error)
         finally:
             self._is_repeated = False

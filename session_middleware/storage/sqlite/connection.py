@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -42,6 +42,12 @@ class SqliteConnection(sqlite3.Connection):
 
     def prefetch(self, sql: str, parameters: tuple[Any, ...], /) -> None:
         pass
+
+    def lock(self, names: Collection[str], /) -> None:
+        """A transaction that writes has the lock of the whole file."""
+
+    def lock_free(self, names: Collection[str], /) -> set[str]:
+        return {*names}
 
     def update_row(self, sql: str, parameters: Any, /) -> None:
         if not self.execute(sql, parameters).rowcount:

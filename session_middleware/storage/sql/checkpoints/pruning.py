@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from session_middleware.storage.sql.checkpoints import latest_checkpoint
 from session_middleware.storage.sql.checkpoints.blobs import CorruptRow
 from session_middleware.storage.sql.checkpoints.delta_channels import ancestors_needed
 from session_middleware.storage.sql.checkpoints.rows import HOME, Row, WriteRow, references_in
-from session_middleware.storage.sql.connection import Connection
+from session_middleware.storage.sql.connection import Connection, lock_found
 
 Namespaces = Mapping[str, Mapping[str, Row]]  # the checkpoints of a session by namespace and id
 
@@ -57,14 +58,7 @@ def _is_of_use(namespace: str, row: Row, latest: Mapping[str, str]) -> bool:
 
 def delete_for_runs(connection: Connection, run_ids: Sequence[str]) -> int:
     """Delete the checkpoints of runs, except those that others are replayed from. Returns their number."""
-    found = connection.execute(
-        "SELECT session_id, checkpoint_ns, checkpoint_id FROM checkpoints"
-        " WHERE run_id IN (SELECT value FROM json_each(?))",
-        (json.dumps(list(run_ids)),),
-    )
-    by_session: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    for session_id, namespace, checkpoint_id in found.fetchall():
-        by_session[session_id].add((namespace, checkpoint_id))
+    by_session = lock_found(connection, partial(_of_runs, connection, run_ids))
     for session_id, keys in by_session.items():
         namespaces = _read(connection, session_id)
         for namespace in {namespace for namespace, _ in keys}:
@@ -73,6 +67,19 @@ def delete_for_runs(connection: Connection, run_ids: Sequence[str]) -> int:
             keys -= {(namespace, checkpoint_id) for checkpoint_id in ancestors_needed(rows, staying)}
         _delete(connection, session_id, keys)
     return sum(len(keys) for keys in by_session.values())
+
+
+def _of_runs(connection: Connection, run_ids: Sequence[str]) -> dict[str, set[tuple[str, str]]]:
+    """The checkpoints of runs, by session."""
+    found = connection.execute(
+        "SELECT session_id, checkpoint_ns, checkpoint_id FROM checkpoints"
+        " WHERE run_id IN (SELECT value FROM json_each(?))",
+        (json.dumps(list(run_ids)),),
+    )
+    by_session: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for session_id, namespace, checkpoint_id in found.fetchall():
+        by_session[session_id].add((namespace, checkpoint_id))
+    return by_session
 
 
 def _read(connection: Connection, session_id: str) -> Namespaces:

@@ -8,7 +8,9 @@ from functools import partial
 
 from session_middleware.models import to_text
 from session_middleware.storage.memory_types import MemoryQuery, StoredMemory, ToEmbed, Vectors
+from session_middleware.storage.sql.connection import index_lock
 from session_middleware.storage.sql.memory import indexing, items, memories, recall, vectors
+from session_middleware.storage.sql.memory.indexing import LongBacklog
 from session_middleware.storage.sql.operations import Operations, reading
 
 
@@ -32,8 +34,8 @@ class MemoryOperations(Operations):
         while found is None:
             try:
                 found = self._database.read(lambda connection: memories.search(connection, query, now, can_index))
-            except indexing.LongBacklog as backlog:
-                while self._database.write(backlog.index_some, durable=False) == indexing.BATCH:
+            except LongBacklog as backlog:
+                while self._database.write(backlog.index_some, of=backlog.locks, durable=False) == indexing.BATCH:
                     pass
         if query.refresh:
             self._restart_ttl(found)
@@ -42,12 +44,13 @@ class MemoryOperations(Operations):
     def _restart_ttl(self, found: Sequence[StoredMemory]) -> None:
         if self._database.is_writable and any(memory.ttl_minutes is not None for memory in found):
             now = self._rules.clock()
-            of = items.owner_of(found)
+            of = items.locks_of(found)
             self._database.write(lambda connection: items.refresh(connection, found, now), of=of, durable=False)
 
     def _remove_outdated(self) -> None:
-        while self._database.read(indexing.has_outdated):
-            self._database.write(indexing.remove_outdated, durable=False)
+        while outdated := self._database.read(indexing.list_outdated):
+            remove = partial(indexing.remove_outdated, session_ids=outdated)
+            self._database.write(remove, of=[*map(index_lock, outdated)], durable=False)
 
     def list_namespaces(self) -> list[tuple[str, ...]]:
         now = self._rules.clock()
@@ -58,10 +61,11 @@ class MemoryOperations(Operations):
             return 0
         self._remove_outdated()
         since = "" if active_since is None else to_text(active_since)
-        if not self._database.read(lambda connection: indexing.has_new(connection, since)):
+        new = self._database.read(lambda connection: indexing.list_new(connection, limit, since))
+        if not new:
             return 0
-        index_some = partial(indexing.index_some, limit=limit, whose=indexing.EVERYBODY, active_since=since)
-        return self._database.write(index_some, durable=False)
+        index_some = partial(indexing.index_some, limit=limit, session_ids=new)
+        return self._database.write(index_some, of=[*map(index_lock, new)], durable=False)
 
     def list_to_embed(self, limit: int, *, messages: bool) -> list[ToEmbed]:
         if not self._database.is_writable:
@@ -70,7 +74,7 @@ class MemoryOperations(Operations):
         return self._database.read(lambda connection: vectors.list_to_embed(connection, limit, messages=messages))
 
     def put_vectors(self, found: Sequence[Vectors]) -> None:
-        self._database.write(lambda connection: vectors.put(connection, found), durable=False)
+        self._database.write(lambda connection: vectors.put(connection, found), of="", durable=False)
 
     def set_vector_model(self, name: str, dimensions: int, *, replace: bool = False) -> tuple[str, int]:
         stored = None if replace else self._database.read(vectors.model)

@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain, groupby
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from session_middleware.models import from_text
 from session_middleware.storage.memory_types import MessageScope
 from session_middleware.storage.search.bm25 import LENGTHS, PASSAGE, Statistics
 from session_middleware.storage.search.tokenizer import context_terms_of, terms_of, version
-from session_middleware.storage.sql.connection import Connection
+from session_middleware.storage.sql.connection import Connection, index_lock
 from session_middleware.storage.sql.memory import posting_lists
 from session_middleware.storage.sql.memory.posting_lists import BLOCK_BITS, Document, PostingSource
 
@@ -45,8 +45,9 @@ SEARCHABLE = (
 class LongBacklog(Exception):  # not an error: the engine indexes them and searches again
     """A search found more unindexed messages, or items, than it reads."""
 
-    def __init__(self, index_some: Callable[[Connection], int]) -> None:
+    def __init__(self, index_some: Callable[[Connection], int], locks: Collection[str] = ()) -> None:
         self.index_some = index_some  # indexes the next; less than `BATCH` are the last
+        self.locks = locks  # that it needs
 
 
 class NewMessage(NamedTuple):
@@ -79,28 +80,27 @@ def restriction(whose: MessageScope, session_id: str, user_id: str) -> tuple[str
     )
 
 
-def _new(whose: MessageScope, active_since: str) -> tuple[str, list[str]]:
-    where, values = restriction(whose, "s.id", "s.user_id")
-    sql = f"""
-        FROM sessions AS s LEFT JOIN index_sessions AS i ON i.session_id = s.id CROSS JOIN messages AS m
-        WHERE {where} AND s.last_active_at >= ? AND s.last_seq > COALESCE(i.indexed_seq, 0)
-        AND m.session_id = s.id AND m.seq > COALESCE(i.indexed_seq, 0) AND m.seq < {1 << POSITION_BITS} AND {SEARCHABLE}
-    """
-    return sql, [*values, active_since]
+_UNINDEXED = f"""
+    s.last_seq > COALESCE(i.indexed_seq, 0) AND m.session_id = s.id AND m.seq > COALESCE(i.indexed_seq, 0)
+    AND m.seq < {1 << POSITION_BITS} AND {SEARCHABLE}
+"""
 
 
-def has_new(connection: Connection, active_since: str) -> bool:
-    sql, values = _new(EVERYBODY, active_since)
-    return connection.execute(f"SELECT 1 {sql} LIMIT 1", values).fetchone() is not None
+def list_new(connection: Connection, limit: int, active_since: str) -> list[str]:
+    """Sessions with new messages that were active since, the longest inactive first: as many as one lock needs."""
+    rows = connection.execute(
+        "SELECT s.id FROM sessions AS s LEFT JOIN index_sessions AS i ON i.session_id = s.id"
+        f" WHERE s.last_active_at >= ? AND EXISTS (SELECT 1 FROM messages AS m WHERE {_UNINDEXED})"
+        " ORDER BY s.last_active_at, s.id LIMIT ?",
+        (active_since, min(limit, BATCH)),
+    )
+    return [session_id for (session_id,) in rows]
 
 
-def index_some(connection: Connection, limit: int, whose: MessageScope, *, active_since: str = "") -> int:
-    """Index the next messages; returns how many. Of everybody only sessions that were active since."""
-    new = _read_new(connection, whose, limit, active_since)
-    for session_id, messages in _by_session(new):
-        may_have_more = len(new) == limit and session_id == new[-1].session_id
-        last = messages[-1]
-        _write(connection, messages, indexed_seq=last.seq if may_have_more else last.last_seq)
+def index_some(connection: Connection, limit: int, session_ids: Sequence[str]) -> int:
+    """Index the next messages of sessions whose `index_lock` is held; returns how many."""
+    new = _read_new(connection, "s.id IN (SELECT value FROM json_each(?))", [json.dumps(session_ids)], limit)
+    _write(connection, dict(_by_session(new)), may_have_more=len(new) == limit)
     return len(new)
 
 
@@ -108,12 +108,11 @@ def _by_session(new: Iterable[NewMessage]) -> list[tuple[str, list[NewMessage]]]
     return [(session_id, list(group)) for session_id, group in groupby(new, attrgetter("session_id"))]
 
 
-def _read_new(connection: Connection, whose: MessageScope, limit: int, active_since: str) -> list[NewMessage]:
-    sql, values = _new(whose, active_since)
+def _read_new(connection: Connection, where: str, values: Sequence[str], limit: int) -> list[NewMessage]:
     rows = connection.execute(
-        f"SELECT m.session_id, m.seq, m.position, m.name, m.text, m.created_at, s.user_id, s.last_seq,"
-        f" i.number, i.documents {sql}"
-        " ORDER BY s.last_active_at, s.id, m.seq LIMIT ?",
+        "SELECT m.session_id, m.seq, m.position, m.name, m.text, m.created_at, s.user_id, s.last_seq, i.number,"
+        " i.documents FROM sessions AS s LEFT JOIN index_sessions AS i ON i.session_id = s.id"
+        f" CROSS JOIN messages AS m WHERE {where} AND {_UNINDEXED} ORDER BY s.last_active_at, s.id, m.seq LIMIT ?",
         (*values, limit),
     )
     return list(map(NewMessage._make, rows))
@@ -148,9 +147,11 @@ def read_unindexed(
     """
     new: list[NewMessage] = []
     for scope in whose:
-        found = _read_new(connection, scope, MAX_UNINDEXED + can_index, "")
+        found = _read_new(connection, *restriction(scope, "s.id", "s.user_id"), MAX_UNINDEXED + can_index)
         if len(found) > MAX_UNINDEXED:
-            raise LongBacklog(partial(index_some, limit=BATCH, whose=scope))
+            session_ids = [*dict.fromkeys(each.session_id for each in found)]
+            some = partial(index_some, limit=BATCH, session_ids=session_ids)
+            raise LongBacklog(some, [*map(index_lock, session_ids)])
         new += found
     documents: list[Document] = []
     statistics = Statistics(0, 0, 0)
@@ -163,40 +164,66 @@ def read_unindexed(
     return documents, statistics
 
 
-def _write(connection: Connection, messages: Sequence[NewMessage], indexed_seq: int) -> None:
-    """Index new messages of a session."""
-    session_id, user_id = messages[0].session_id, messages[0].user_id
-    connection.execute("INSERT INTO index_sessions (session_id) VALUES (?) ON CONFLICT DO NOTHING", (session_id,))
-    [(number, scope_id, first)] = connection.execute(
-        "UPDATE index_sessions SET user_id = ?1, version = ?2, scope_id = COALESCE(scope_id, (SELECT scope_id"
-        " FROM index_sessions WHERE user_id IS ?1 AND session_id != ?3 LIMIT 1), number)"
-        " WHERE session_id = ?3 RETURNING number, scope_id, documents",
-        (user_id, version(), session_id),
+def _write(connection: Connection, new: Mapping[str, Sequence[NewMessage]], *, may_have_more: bool) -> None:
+    """Index new messages by session; of the last session there `may_have_more`.
+
+    PostgreSQL takes one round trip for the numbers and scopes of all sessions, and one for their blocks.
+    """
+    connection.executemany(
+        "INSERT INTO index_sessions (session_id) VALUES (?) ON CONFLICT DO NOTHING", [(each,) for each in new]
     )
-    documents = _documents(messages, number, first)
-    for block, group in groupby(documents, lambda document: document.id >> BLOCK_BITS):
-        _extend_block(connection, scope_id, block, list(group))
-    posting_lists.add(connection, scope_id, documents)
-    added = _statistics(documents, first)
-    connection.execute(
-        "UPDATE index_sessions SET indexed_seq = ?, document_seq = ?, documents = documents + ?, words = words + ?"
-        " WHERE number = ?",
-        (indexed_seq, messages[-1].seq, added.documents, added.words, number),
+    owners = {messages[0].user_id for messages in new.values()}
+    for statement in (*((_NUMBER, (each,)) for each in new), *map(_scope_of, owners)):
+        connection.prefetch(*statement)
+    numbers = {each: connection.execute(_NUMBER, (each,)).fetchone() for each in new}
+    scopes = {owner: connection.execute(*_scope_of(owner)).fetchone() for owner in owners}
+    documents: dict[tuple[int, int], list[Document]] = {}  # by scope and block
+    rows: list[tuple[Any, ...]] = []
+    for session_id, messages in new.items():
+        (number, scope_id, first), last, user_id = numbers[session_id], messages[-1], messages[0].user_id
+        if scope_id is None:
+            (scope_id,) = scopes[user_id] = scopes[user_id] or (number,)
+        own = _documents(messages, number, first)
+        for block, group in groupby(own, lambda document: document.id >> BLOCK_BITS):
+            documents[scope_id, block] = [*group]
+        added = _statistics(own, first)
+        indexed_seq = last.seq if may_have_more and len(rows) == len(new) - 1 else last.last_seq
+        rows.append((user_id, version(), scope_id, indexed_seq, last.seq, added.documents, added.words, session_id))
+    _extend_blocks(connection, documents)
+    posting_lists.add(connection, documents)
+    connection.executemany(
+        "UPDATE index_sessions SET user_id = ?, version = ?, scope_id = ?, indexed_seq = ?, document_seq = ?,"
+        " documents = documents + ?, words = words + ? WHERE session_id = ?",
+        rows,
     )
 
 
-def _extend_block(connection: Connection, scope_id: int, block: int, documents: Sequence[Document]) -> None:
-    sql = "SELECT terms FROM index_blocks WHERE scope_id = ? AND block = ?"
-    row = connection.execute(sql, (scope_id, block)).fetchone()
-    terms = dict.fromkeys(row[0].split() if row else ())
-    terms.update(dict.fromkeys(chain.from_iterable((*each.terms, *each.context_terms) for each in documents)))
-    seqs = array("I", [each.seq for each in documents])
-    connection.execute(
-        "INSERT INTO index_blocks (scope_id, block, seqs, lengths, terms) VALUES (?, ?, ?, ?, ?)"
-        " ON CONFLICT (scope_id, block) DO UPDATE SET seqs = CAST(index_blocks.seqs || excluded.seqs AS BLOB),"
-        " lengths = CAST(index_blocks.lengths || excluded.lengths AS BLOB), terms = excluded.terms",
-        (scope_id, block, seqs.tobytes(), bytes(each.length_code for each in documents), " ".join(terms)),
-    )
+_NUMBER = "SELECT number, scope_id, documents FROM index_sessions WHERE session_id = ?"
+
+
+def _scope_of(user_id: str | None) -> tuple[str, tuple[str, ...]]:
+    """The statement that finds the scope of a user's other sessions."""
+    of_user, values = ("user_id IS NULL", ()) if user_id is None else ("user_id = ?", (user_id,))
+    return f"SELECT scope_id FROM index_sessions WHERE {of_user} AND scope_id IS NOT NULL LIMIT 1", values
+
+
+def _extend_blocks(connection: Connection, documents: Mapping[tuple[int, int], Sequence[Document]]) -> None:
+    for key in documents:
+        connection.prefetch(_TERMS, key)
+    rows = {key: connection.execute(_TERMS, key).fetchone() for key in documents}
+    for key, some in documents.items():
+        terms = dict.fromkeys(rows[key][0].split() if rows[key] else ())
+        terms.update(dict.fromkeys(chain.from_iterable((*each.terms, *each.context_terms) for each in some)))
+        seqs, lengths = array("I", [each.seq for each in some]), bytes(each.length_code for each in some)
+        connection.execute(_EXTEND, (*key, seqs.tobytes(), lengths, " ".join(terms)))
+
+
+_TERMS = "SELECT terms FROM index_blocks WHERE scope_id = ? AND block = ?"
+_EXTEND = """
+    INSERT INTO index_blocks (scope_id, block, seqs, lengths, terms) VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT (scope_id, block) DO UPDATE SET seqs = CAST(index_blocks.seqs || excluded.seqs AS BLOB),
+    lengths = CAST(index_blocks.lengths || excluded.lengths AS BLOB), terms = excluded.terms
+"""
 
 
 # Sources of a search
@@ -217,22 +244,27 @@ def sources_of(connection: Connection, whose: MessageScope) -> tuple[list[Postin
 # Changed and deleted messages
 
 
-def has_outdated(connection: Connection) -> bool:
-    sql = "SELECT 1 FROM index_sessions WHERE version < ? OR version > ? LIMIT 1"
-    return connection.execute(sql, (version(), version())).fetchone() is not None
+_OUTDATED = "(version < ? OR version > ?)"
 
 
-def remove_outdated(connection: Connection) -> None:
-    """Remove sessions from the index whose messages changed, or that another version of the tokenizer indexed.
+def list_outdated(connection: Connection) -> list[str]:
+    """Some of the sessions whose messages changed, or that another version of the tokenizer indexed."""
+    sql = f"SELECT session_id FROM index_sessions WHERE {_OUTDATED} LIMIT ?"
+    return [session_id for (session_id,) in connection.execute(sql, (version(), version(), BATCH))]
+
+
+def remove_outdated(connection: Connection, session_ids: Sequence[str]) -> None:
+    """Remove those of these sessions, whose `index_lock` is held, from the index that are outdated.
 
     The vectors of their messages before the first change remain.
     """
     rows = connection.execute(
-        "SELECT number, scope_id FROM index_sessions WHERE version < ? OR version > ? LIMIT ?",
-        (version(), version(), BATCH),
-    )
-    for number, scope_id in rows.fetchall():
-        _remove_words(connection, number, scope_id)
+        "SELECT number, scope_id FROM index_sessions"
+        f" WHERE session_id IN (SELECT value FROM json_each(?)) AND {_OUTDATED}",
+        (json.dumps(session_ids), version(), version()),
+    ).fetchall()
+    _remove_words(connection, rows)
+    for number, _ in rows:
         connection.execute(
             "DELETE FROM vectors WHERE number = ?"
             " AND seq > (SELECT embedded_seq FROM index_sessions AS i WHERE i.number = vectors.number)",
@@ -245,28 +277,35 @@ def remove_outdated(connection: Connection) -> None:
         )
 
 
-def _remove_words(connection: Connection, number: int, scope_id: int) -> None:
-    blocks = blocks_of(number)
-    rows = connection.execute(
-        "DELETE FROM index_blocks WHERE scope_id = ? AND block BETWEEN ? AND ? RETURNING block, terms",
-        (scope_id, blocks.start, blocks.stop - 1),
-    ).fetchall()
-    connection.executemany(
-        "DELETE FROM index_postings WHERE scope_id = ? AND term = ? AND block = ?",
-        [(scope_id, term, block) for block, terms in rows for term in terms.split()],
-    )
+def _remove_words(connection: Connection, sessions: Sequence[tuple[int, int | None]]) -> None:
+    """Remove sessions, by number and scope, from the blocks and the posting lists."""
+    ranges = [(scope_id, blocks_of(number).start, blocks_of(number).stop - 1) for number, scope_id in sessions]
+    for each in ranges:
+        connection.prefetch(_BLOCKS, each)
+    terms = [
+        (scope_id, term, block)
+        for scope_id, first, last in ranges
+        for block, text in connection.execute(_BLOCKS, (scope_id, first, last))
+        for term in text.split()
+    ]
+    connection.executemany("DELETE FROM index_blocks WHERE scope_id = ? AND block BETWEEN ? AND ?", ranges)
+    connection.executemany("DELETE FROM index_postings WHERE scope_id = ? AND term = ? AND block = ?", terms)
+
+
+_BLOCKS = "SELECT block, terms FROM index_blocks WHERE scope_id = ? AND block BETWEEN ? AND ?"
 
 
 def remove_sessions(connection: Connection, session_ids: Sequence[str]) -> None:
     """Remove sessions from the index. The caller deletes their messages, or they are indexed again."""
+    connection.lock([*map(index_lock, session_ids)])
     rows = connection.execute(
         "DELETE FROM index_sessions WHERE session_id IN (SELECT value FROM json_each(?)) RETURNING number, scope_id",
         (json.dumps([*session_ids]),),
-    )
-    for number, scope_id in rows.fetchall():
-        _remove_words(connection, number, scope_id)
-        connection.execute("DELETE FROM vectors WHERE number = ?", (number,))
+    ).fetchall()
+    _remove_words(connection, rows)
+    connection.executemany("DELETE FROM vectors WHERE number = ?", [(number,) for number, _ in rows])
 
 
 def rename_session(connection: Connection, session_id: str, to: str) -> None:
+    connection.lock([index_lock(session_id)])
     connection.execute("UPDATE index_sessions SET session_id = ? WHERE session_id = ?", (to, session_id))

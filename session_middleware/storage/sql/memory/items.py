@@ -51,16 +51,14 @@ def _put_statement(columns: tuple[str, ...], count: int) -> str:
     return f"INSERT INTO memories ({names}) VALUES {', '.join([row] * count)} {_ON_CONFLICT}"
 
 
-def owner_of(found: Iterable[MemoryPut | StoredMemory]) -> str | None:
-    """The session or the owner that a change of items locks; ``None``: the items have several.
-
-    Each statement is atomic. The lock only keeps transactions from waiting for one another's rows.
-    """
-    owners = {each.namespace[:2] for each in found}
-    if len(owners) != 1:
-        return None
-    (owner,) = owners
+def owner_lock(owner: tuple[str, ...]) -> str:
+    """The lock of the items of a session, or of another owner."""
     return owner[1] if owner[0] == "session" and len(owner) > 1 else "\0" + namespace_text(owner)
+
+
+def locks_of(found: Iterable[MemoryPut | StoredMemory]) -> set[str]:
+    """The locks that a change of items needs."""
+    return {owner_lock(each.namespace[:2]) for each in found}
 
 
 def put(connection: Connection, puts: Sequence[MemoryPut], now: datetime) -> None:
@@ -104,7 +102,8 @@ def index_some(connection: Connection, query: MemoryQuery) -> int:
     """Store the terms of the next items of the query's namespaces, at most `BATCH`; returns how many."""
     where, values = visible(query)
     rows = connection.execute(
-        f"SELECT id, value, text FROM memories WHERE ({where}) AND (terms IS NULL OR terms NOT LIKE ?) LIMIT ?",
+        f"SELECT id, value, text FROM memories WHERE ({where}) AND (terms IS NULL OR terms NOT LIKE ?) LIMIT ?"
+        " /* SKIP LOCKED */",
         (*values, f"{version()} %", BATCH),
     )
     computed = [(terms, number) for number, terms in _computed(rows)]
@@ -235,7 +234,11 @@ def refresh(connection: Connection, found: Iterable[StoredMemory], now: datetime
 
 
 def sweep(connection: Connection, now: datetime) -> int:
-    return connection.execute("DELETE FROM memories WHERE expires_at <= ?", (to_text(now),)).rowcount
+    return connection.execute(_SWEEP, (to_text(now),)).rowcount
+
+
+# Another transaction may be deleting or renewing some of them.
+_SWEEP = "DELETE FROM memories WHERE id IN (SELECT id FROM memories WHERE expires_at <= ? /* SKIP LOCKED */)"
 
 
 def restore(connection: Connection, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -30,10 +30,9 @@ def search(connection: Connection, query: MemoryQuery, now: datetime, can_index:
     return found
 
 
-def remove_deleted(connection: Connection, now: datetime) -> None:
-    """Remove changed and deleted messages from the index, and the items that came from deleted ones."""
-    while indexing.has_outdated(connection):
-        indexing.remove_outdated(connection)
+def remove_deleted(connection: Connection, session_id: str, now: datetime) -> None:
+    """Remove a session's changed and deleted messages from the index, and the items that came from deleted ones."""
+    indexing.remove_outdated(connection, [session_id])
     items.sweep(connection, now)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from session_middleware.storage.search.bm25 import Postings, length_code, posting
@@ -47,16 +47,18 @@ def postings_of(document: int, terms: Sequence[str], context_terms: Iterable[str
         yield term, posting(document, count, len(terms))
 
 
-def add(connection: Connection, scope_id: int, documents: Iterable[Document]) -> None:
-    rows: dict[tuple[str, int], Postings] = {}
-    for document in documents:
-        for term, each in postings_of(document.id, document.terms, document.context_terms):
-            rows.setdefault((term, document.id >> BLOCK_BITS), array("q")).append(each)
+def add(connection: Connection, documents: Mapping[tuple[int, int], Iterable[Document]]) -> None:
+    """Add documents, by scope and block."""
+    rows: dict[tuple[int, str, int], Postings] = {}
+    for (scope_id, block), some in documents.items():
+        for document in some:
+            for term, each in postings_of(document.id, document.terms, document.context_terms):
+                rows.setdefault((scope_id, term, block), array("q")).append(each)
     connection.executemany(
         "INSERT INTO index_postings (scope_id, term, block, postings) VALUES (?, ?, ?, ?)"
         " ON CONFLICT (scope_id, term, block)"
         " DO UPDATE SET postings = CAST(index_postings.postings || excluded.postings AS BLOB)",
-        [(scope_id, *row, postings.tobytes()) for row, postings in sorted(rows.items())],
+        [(*row, postings.tobytes()) for row, postings in sorted(rows.items())],
     )
 
 

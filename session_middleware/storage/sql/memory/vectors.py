@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime
@@ -10,7 +11,7 @@ from typing import Any, TypeAlias
 from session_middleware.models import to_text
 from session_middleware.storage.memory_types import MemoryQuery, ToEmbed, Vectors
 from session_middleware.storage.search.bm25 import ITEM
-from session_middleware.storage.sql.connection import Connection
+from session_middleware.storage.sql.connection import Connection, index_lock
 from session_middleware.storage.sql.memory import items
 from session_middleware.storage.sql.memory.indexing import POSITION_BITS, SEARCHABLE
 from session_middleware.storage.sql.memory.posting_lists import BLOCK_BITS, Document, PostingSource
@@ -122,6 +123,8 @@ def _of_session(connection: Connection, number: int, session_id: str, seqs: rang
 
 def put(connection: Connection, found: Sequence[Vectors]) -> None:
     """Store vectors, except of documents that were changed or deleted in the meantime."""
+    numbers = json.dumps([source.ref[0] for source, _ in found if source.item is None])
+    connection.lock([index_lock(session_id) for (session_id,) in connection.execute(_SESSIONS, (numbers,))])
     for source, made in found:
         vectors = [unit(vector) for vector in made]
         if source.item is not None:
@@ -131,6 +134,12 @@ def put(connection: Connection, found: Sequence[Vectors]) -> None:
             )
         else:
             _put_of_message(connection, source, unit(sum(vectors)).tobytes())
+
+
+_SESSIONS = """
+    SELECT DISTINCT session_id FROM index_sessions
+    WHERE number IN (SELECT CAST(value AS INTEGER) FROM json_each(?))
+"""
 
 
 def _put_of_message(connection: Connection, source: ToEmbed, vector: bytes) -> None:

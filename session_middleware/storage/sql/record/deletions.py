@@ -63,7 +63,7 @@ def delete_message(connection: Connection, session_id: str, message_id: str, now
         "DELETE FROM conversation_items WHERE session_id = ? AND message_id = ?", (session_id, message_id)
     )
     _delete_files(connection, session_id, {name for _, content, *_ in rows for name in _HASH.findall(content)})
-    memories.remove_deleted(connection, now)
+    memories.remove_deleted(connection, session_id, now)
     seqs = [row[-1] for row in rows]
     digests = [_digest(message_id, in_bytes(row[4:-1])) for row in rows]
     detail = {"message_id": message_id, "versions": len(rows), "position": rows[0][2], "branch": rows[0][3]}

@@ -44,7 +44,7 @@ class RecordOperations(Operations):
 
     def delete_message(self, session_id: str, message_id: str) -> int:
         deleted = self._database.write(
-            lambda connection: deletions.delete_message(connection, session_id, message_id, self._now())
+            lambda connection: deletions.delete_message(connection, session_id, message_id, self._now()), of=session_id
         )
         if deleted:
             self._database.erase()

@@ -189,7 +189,10 @@ _MARK_ASIDE = f"""
 
 
 def interrupt_dead(connection: Connection) -> None:
-    interrupt(connection, *find_dead(connection))
+    """Interrupt them, except in sessions that another process writes to at the moment."""
+    free = connection.lock_free({session_id for found in find_dead(connection) for session_id, *_ in found})
+    runs, calls = find_dead(connection)
+    interrupt(connection, [run for run in runs if run.session_id in free], [call for call in calls if call[0] in free])
 
 
 def interrupt(connection: Connection, runs: Sequence[DeadRun], calls: Sequence[tuple[str, int]]) -> None:

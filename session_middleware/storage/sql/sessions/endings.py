@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from session_middleware import lifecycle
@@ -17,7 +18,7 @@ from session_middleware.models import Closed, Identity, OnExpire, Pin, SessionIn
 from session_middleware.storage import jsonl
 from session_middleware.storage.sql.checkpoints import blobs, checkpoints, pruning
 from session_middleware.storage.sql.checkpoints.pruning import free_unused
-from session_middleware.storage.sql.connection import Connection, DamagedRow
+from session_middleware.storage.sql.connection import Connection, DamagedRow, lock_found
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import memories
 from session_middleware.storage.sql.record import runs
@@ -196,7 +197,10 @@ def delete_archived(
 def end_due(
     connection: Connection, listed: Sequence[SweepResult], rules: EngineContext, now: datetime
 ) -> list[SweepResult]:
-    """End the listed sessions that are still due and have no run in progress; returns the ended ones."""
+    """End the listed sessions that are still due and have no run in progress; returns the ended ones.
+
+    The caller has their locks.
+    """
     live, ids = leases.live(connection, rules), [due.session_id for due in listed]
     cursor = connection.execute(
         "SELECT * FROM sessions WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
@@ -295,6 +299,18 @@ _OLDEST = (
 )
 
 
+def _oldest(
+    connection: Connection, values: Mapping[str, Any], most: int, rules: EngineContext
+) -> dict[str, SessionInfo]:
+    return {each.id: each for each in session_rows.first(connection, _OLDEST, values, most, rules)}
+
+
+def limit_locks(user_id: str | None, rules: EngineContext) -> list[str]:
+    """The locks under which the open sessions are counted."""
+    settings, of_user = rules.settings, user_id is not None and rules.settings.max_sessions_per_user is not None
+    return ["\0sessions"] * (settings.max_sessions is not None) + [f"\0sessions of {user_id}"] * of_user
+
+
 def make_room(
     connection: Connection, user_id: str | None, rules: EngineContext, now: datetime, *, but: str = ""
 ) -> None:
@@ -304,6 +320,7 @@ def make_room(
         SessionLimitReached: there is no room, and ``on_limit`` is ``"reject"``, or all have a run in progress.
     """
     settings = rules.settings
+    connection.lock(limit_locks(user_id, rules))
     limits = [(settings.max_sessions, None), (settings.max_sessions_per_user if user_id is not None else None, user_id)]
     for limit, of_user in reversed(limits):
         if limit is None:
@@ -311,9 +328,11 @@ def make_room(
         live = json.dumps(sorted(leases.live(connection, rules)))
         values = session_rows.moments(rules, now) | {"but": but, "live": live, "user_id": of_user}
         surplus = connection.execute(f"SELECT COUNT(*) {_OPEN}", values).fetchone()[0] + 1 - limit
-        oldest = []
-        if surplus > 0 and settings.on_limit == "expire_oldest":
-            oldest = session_rows.first(connection, _OLDEST, values, surplus, rules)
+        if surplus <= 0:
+            continue
+        oldest: dict[str, SessionInfo] = {}
+        if settings.on_limit == "expire_oldest":
+            oldest = lock_found(connection, partial(_oldest, connection, values, surplus, rules))
         if len(oldest) < surplus:
             raise SessionLimitReached(limit, user_id=of_user)
-        expire(connection, [Ending(session, "limit", rules.clock()) for session in oldest], rules)
+        expire(connection, [Ending(session, "limit", rules.clock()) for session in oldest.values()], rules)

@@ -181,7 +181,7 @@ class SessionOperations(Operations):
                 session_rows.get_for(connection, session_id, by, self._rules)
             return endings.delete(connection, [session_id], self._rules, reason="by_user")
 
-        deleted = self._database.write(operation)
+        deleted = self._database.write(operation, of=session_id)
         if not deleted.sessions:
             return deleted
         return deleted._replace(bytes_freed=deleted.bytes_freed + self._database.erase())
@@ -196,7 +196,7 @@ class SessionOperations(Operations):
             path = self._rules.archive_at(str(tombstone.archive))
             return imports.restore_archive(connection, tombstone, path, self._rules), path
 
-        session, path = self._database.write(operation)
+        session, path = self._database.write(operation, of=session_id)
         jsonl.remove(path)
         return session
 
@@ -283,32 +283,39 @@ class SessionOperations(Operations):
         self, listed: Sequence[SweepResult], *, now: datetime, duty: RunContext | None = None
     ) -> list[SweepResult]:
         done: list[SweepResult] = []
+        busy: list[SweepResult] = []  # another process writes to their families at the moment
         failure: StorageError | None = None
 
-        def end(connection: Connection, due: Sequence[SweepResult]) -> list[SweepResult] | None:
-            """End sessions; ``None`` if another process has acquired the duty."""
+        def end(connection: Connection, due: Sequence[SweepResult]) -> tuple[list[SweepResult], ...] | None:
+            """The ended and the busy sessions; ``None`` if another process has acquired the duty."""
             numbers = [] if duty is None or duty.lease is None else _numbers([duty.lease])
             if numbers and not leases.renew(connection, numbers, self._now()):
                 return None
-            return endings.end_due(connection, due, self._rules, now)
+            free = connection.lock_free([each.session_id for each in due])
+            ended = endings.end_due(connection, [each for each in due if each.session_id in free], self._rules, now)
+            return ended, [each for each in due if each.session_id not in free]
 
         together = [due for due in listed if not endings.STRATEGIES[due.action].is_alone]
-        size = _SMALLEST
+        size, waits = _SMALLEST, False
         while together:
             batch, together, began = together[:size], together[size:], time.perf_counter()
-            ended = self._database.write(partial(end, due=batch), durable=False)
+            locks = [due.session_id for due in batch] if waits else ""
+            ended = self._database.write(partial(end, due=batch), of=locks, durable=False)
             if ended is None:
                 return done
-            done += ended
+            done += ended[0]
+            busy += ended[1]
             took = time.perf_counter() - began
             size = max(1, min(_BATCH, int(size * min(2, _TURN_SECONDS / took))))
+            if not together and not waits:
+                together, waits = busy, True
             if together:
                 time.sleep(min(_PAUSE * took, _LONGEST_PAUSE_SECONDS))
         for due in listed:
             if endings.STRATEGIES[due.action].is_alone:
                 try:
-                    ended = self._database.write(partial(end, due=[due]))
-                    done += ended or []
+                    ended = self._database.write(partial(end, due=[due]), of=due.session_id)
+                    done += ended[0] if ended else []
                 except StorageError as error:  # end the others first
                     failure = failure or error
         if failure is not None:
@@ -333,13 +340,13 @@ class SessionOperations(Operations):
         return context if self._database.write(acquire, of=context.session_id, durable=False) else None
 
     def collect_garbage(self) -> int:
-        expired = self._database.write(lambda connection: items.sweep(connection, self._now()))
+        expired = self._database.write(lambda connection: items.sweep(connection, self._now()), of="")
         if expired:
             self._database.erase()
         if self._read(leases.dead, self._rules):
-            self._database.write(lambda connection: leases.reap(connection, leases.dead(connection, self._rules)))
+            self._database.write(partial(leases.reap_dead, rules=self._rules), of="", durable=False)
         if any(self._read(runs.find_dead)):
-            self._database.write(runs.interrupt_dead, durable=False)
+            self._database.write(runs.interrupt_dead, of="", durable=False)
         return expired
 
     def list_archived(
@@ -351,7 +358,8 @@ class SessionOperations(Operations):
     # Users
 
     def forget_user(self, user_id: str, *, dry_run: bool) -> ErasureReceipt:
-        forgotten = self._database.write(partial(privacy.forget, user_id=user_id, rules=self._rules, dry_run=dry_run))
+        forget = partial(privacy.forget, user_id=user_id, rules=self._rules, dry_run=dry_run)
+        forgotten = self._database.write(forget, of=items.owner_lock(("user", user_id)))
         if dry_run:
             return forgotten
         freed = forgotten.bytes_freed + self._database.erase()
@@ -359,7 +367,8 @@ class SessionOperations(Operations):
 
     def revoke_user(self, user_id: str, *, reason: str | None = None, lift: bool = False) -> list[str]:
         return self._database.write(
-            lambda connection: privacy.revoke(connection, user_id, self._rules, reason=reason, lift=lift)
+            lambda connection: privacy.revoke(connection, user_id, self._rules, reason=reason, lift=lift),
+            of=items.owner_lock(("user", user_id)),
         )
 
     # Hooks

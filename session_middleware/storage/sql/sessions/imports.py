@@ -148,6 +148,7 @@ class Import:
         if self._archived is not None:
             self._renamed[was] = session_id = self._archived.session_id
             family = session_id if row["family_id"] == was else row["family_id"]
+            self._connection.lock([family])  # forks may be here
             changes: dict[str, Any] = {"id": session_id, "family_id": family, "status": "active", "reason": "restored"}
             changes |= {"opened_as": "revived", "ended_at": None, "pruned": 0, "active_since": to_text(self._now)}
         else:

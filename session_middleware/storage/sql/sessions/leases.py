@@ -132,6 +132,13 @@ def _all(connection: Connection) -> list[LeaseRow]:
     return [LeaseRow(*row) for row in connection.execute("SELECT * FROM leases ORDER BY number")]
 
 
+def reap_dead(connection: Connection, rules: EngineContext) -> None:
+    """Delete the dead leases of sessions that no other process writes to at the moment."""
+    rows = dead(connection, rules)
+    free = connection.lock_free({row.session_id for row in rows})
+    reap(connection, [row for row in rows if row.session_id in free])
+
+
 def reap(connection: Connection, rows: Collection[LeaseRow]) -> None:
     """Delete dead leases. Their last renewal is the last activity of their sessions."""
     for row in rows:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 from session_middleware import lifecycle
 from session_middleware.models import ErasureReceipt, to_text
 from session_middleware.storage import jsonl
-from session_middleware.storage.sql.connection import Connection
+from session_middleware.storage.sql.connection import Connection, lock_found
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import memories
 from session_middleware.storage.sql.sessions import archives, endings, leases, session_rows
@@ -23,6 +24,7 @@ def revoke(connection: Connection, user_id: str, rules: EngineContext, *, reason
         "INSERT INTO revoked (user_hash, reason, since) VALUES (?, ?, ?) ON CONFLICT (user_hash) DO NOTHING",
         (hash_of(user_id), reason, to_text(now)),
     )
+    lock_found(connection, partial(_concerned, connection, user_id))
     connection.execute(_THEIRS_CHANGED, (user_id, user_id))
     theirs = connection.execute("SELECT * FROM sessions WHERE user_id = ? AND status = 'active'", (user_id,))
     ended, live = [], leases.live(connection, rules)
@@ -36,6 +38,18 @@ def revoke(connection: Connection, user_id: str, rules: EngineContext, *, reason
     return ended
 
 
+def _concerned(connection: Connection, user_id: str) -> set[str]:
+    """The sessions that name the user in rows which others change too, and the archived ones."""
+    return {session_id for sql in _CONCERNED for (session_id,) in connection.execute(sql, (user_id,))}
+
+
+_PINNED_BY = "pinned IS NOT NULL AND json_extract(pinned, '$.by') = ?"
+_CONCERNED = (
+    "SELECT id FROM sessions WHERE user_id = ?",
+    "SELECT session_id FROM leases WHERE user_id = ?",
+    f"SELECT id FROM sessions WHERE {_PINNED_BY}",
+    "SELECT id FROM tombstones WHERE user_id = ? AND archive IS NOT NULL",
+)
 # A run in progress checks its user and its lease when its session has another version.
 _THEIRS_CHANGED = """
     UPDATE sessions SET version = version + 1
@@ -45,6 +59,7 @@ _THEIRS_CHANGED = """
 
 def forget(connection: Connection, user_id: str, rules: EngineContext, *, dry_run: bool) -> ErasureReceipt:
     """Delete all data of a user, also archives; returns how much that was."""
+    lock_found(connection, partial(_concerned, connection, user_id))
     connection.execute("SAVEPOINT forgetting")
     rows = connection.execute("SELECT id FROM sessions WHERE user_id = ?", (user_id,)).fetchall()
     theirs = [session_id for (session_id,) in rows]
@@ -81,8 +96,7 @@ _DELETE_LEASES = "DELETE FROM leases WHERE user_id = ? OR session_id IN (SELECT 
 _TRACES = (  # mentions in sessions of others, each found by an index of its own
     "UPDATE events SET detail = json_set(detail, '$.user_id', 'forgotten') WHERE json_extract(detail, '$.user_id') = ?",
     "UPDATE events SET detail = json_set(detail, '$.by', 'forgotten') WHERE json_extract(detail, '$.by') = ?",
-    "UPDATE sessions SET pinned = json_set(pinned, '$.by', 'forgotten')"
-    " WHERE pinned IS NOT NULL AND json_extract(pinned, '$.by') = ?",
+    f"UPDATE sessions SET pinned = json_set(pinned, '$.by', 'forgotten') WHERE {_PINNED_BY}",
     "UPDATE questions SET answered_by = 'forgotten' WHERE answered_by = ?",
     "UPDATE runs SET user_id = 'forgotten' WHERE user_id = ?",
 )
