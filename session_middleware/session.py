@@ -253,9 +253,12 @@ class Session(SessionFields):
             InvalidArgument: the message is unknown, is not a user's, or is in no state that can be edited.
             SessionBusy: a run is in progress.
         """
-        validation.check_string("text", text)
+        validation.check_kind("text", text, str, "the new text of the message")
+        message_id = validation.message_id_of(message_id)
         self._sessions.recorder.drain(self.id)
-        message = self._message(message_id)
+        message = self._storage.find_message(self.id, message_id)
+        if message is None:
+            editing.refuse(message_id, "the id of a message of this session")
         if not turns.is_question(message):
             editing.refuse(message_id, f"a message of a user; this one is of role {message.role!r}: regenerate() it")
 
@@ -279,11 +282,12 @@ class Session(SessionFields):
         Raises:
             InvalidArgument: the message is unknown, no user's message precedes it, or its step is not stored.
         """
+        message_id = None if message_id is None else validation.message_id_of(message_id)
         self._sessions.recorder.drain(self.id)
         self._authorized.check(reading=False)
         found = self._conversations()
         if (at := turns.find(found, message_id)) is None:
-            editing.refuse(message_id, "the id of a message of this conversation")
+            editing.refuse(message_id, "the id of a message of this session")
         branch, place = at
         answer, begin = found[branch][place], turns.begin_of_turn(found[branch], place)
         asked = answer if turns.is_question(answer) else found[branch][begin - 1] if begin else None
@@ -306,11 +310,12 @@ class Session(SessionFields):
         Raises:
             InvalidArgument: the message is unknown, or is not in the state of the outermost graph.
         """
+        message_id = validation.message_id_of(message_id)
         self._sessions.recorder.drain(self.id)
         found = self._conversations()
         at = turns.find(found, message_id)
         if at is None:
-            editing.refuse(message_id, "the id of a message of this conversation")
+            editing.refuse(message_id, "the id of a message of this session")
         return turns.siblings(found, *at)
 
     def switch(self, branch: str) -> Self:
@@ -323,7 +328,7 @@ class Session(SessionFields):
             InvalidArgument: there is no such branch.
             SessionBusy: a run is in progress.
         """
-        validation.check_string("branch", branch)
+        validation.check_kind("branch", branch, str, "the id of a branch, such as 'main'")
         self._sessions.recorder.drain(self.id)
         return self._changed(self._while_idle(lambda: self._storage.switch_branch(self.id, branch)))
 
@@ -331,13 +336,6 @@ class Session(SessionFields):
         storage, info = self._storage, self._authorized.check(reading=True)
         messages = storage.list_messages(self.id, all_versions=True, branch="all")
         return turns.conversations(messages, storage.list_branches(self.id), info.branch)
-
-    def _message(self, message_id: str) -> Message:
-        validation.check_string("message_id", message_id)
-        found = self._storage.find_message(self.id, message_id)
-        if found is None:
-            editing.refuse(message_id, "the id of a message, such as session.messages()[-1].message_id")
-        return found
 
     def _while_idle(self, work: Callable[[], T]) -> T:
         """Change the session in one transaction. Raises `SessionBusy` if a run is in progress."""
@@ -469,7 +467,7 @@ class Session(SessionFields):
         The graph's state and the arguments and results of tool calls are not changed. Remove the message from
         the state with LangGraph's ``RemoveMessage``, and older checkpoints with `prune`.
         """
-        validation.check_kind("message_id", message_id, str, "the id of a message, such as messages()[0].message_id")
+        validation.message_id_of(message_id)
         self._sessions.recorder.drain(self.id)
         return self._storage.delete_message(self.id, message_id)
 

@@ -15,7 +15,6 @@ from typing_extensions import TypedDict
 
 from session_middleware import (
     InvalidArgument,
-    InvalidMemoryArgument,
     Session,
     SessionAccessDenied,
     SessionBusy,
@@ -100,6 +99,12 @@ def test_an_edit_is_there_after_a_crash_and_runs_later(open_sessions: OpenSessio
     assert texts(session, branch="all").count("other") == 1
     graph.invoke(None, session.edit(first, "third"))
     assert versions(session, first) == ("3 of 3", ["one", "other", "third"], ("main", "branch-2", "branch-3"))
+    session.edit(first, "fourth")
+    graph.invoke(human("new"), session.config())  # discards the edit, which stays on its branch
+    assert texts(session) == state(graph, session) == ["new", "you said new"]
+    assert versions(session, first)[:2] == ("4 of 5", ["one", "other", "third", "fourth", "new"])
+    graph.invoke(None, session.switch("branch-4").config())
+    assert texts(session) == state(graph, session) == ["fourth", "you said fourth"]
 
 
 def test_images_and_other_messages_of_the_call_stay(sessions: Sessions) -> None:
@@ -213,13 +218,13 @@ def test_what_cannot_be_done_is_said_and_changes_nothing(sessions: Sessions) -> 
         "own step is stored": lambda: session.edit(message_id, "x"),
         "before which a checkpoint": session.regenerate,
         "only in the record": lambda: by_hand.edit(by_hand.messages()[0].message_id, "x"),
-        "this conversation": lambda: session.siblings("\x00"),
+        "of this session": lambda: session.siblings("\x00"),
         "one of: 'main'": lambda: session.switch("'; DROP"),
-        "text=5": lambda: session.edit(message_id, 5),  # type: ignore[arg-type]
-        "of this conversation": sessions.open("empty").regenerate,
+        "text cannot be": lambda: session.edit(message_id, 5),  # type: ignore[arg-type]
+        " id of a message": sessions.open("empty").regenerate,
     }
     for problem, call in refused.items():
-        with pytest.raises((InvalidArgument, InvalidMemoryArgument), match=problem):
+        with pytest.raises(InvalidArgument, match=problem):
             call()
     with sessions.get("a"):
         for call in (lambda: session.edit(asked(session, 0), "x"), lambda: session.switch("main")):

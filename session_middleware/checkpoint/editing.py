@@ -45,7 +45,7 @@ def put_edited(
     original = None if point.checkpoint_id is None else saver.load(_at(config, point.checkpoint_id), context)
     before = None if point.parent_id is None else saver.load(_at(config, point.parent_id), context)
     if original is None:
-        refuse(message[0], "a message in the state of a graph; this one is only in the record")
+        refuse(message[0], "a message in the state of a graph; this one is only in the record, or has expired")
     if not point.is_complete or _step(original) - _step(before) > 1:
         refuse(message[0], "a message whose own step is stored; it was pruned, or the run had durability='exit'")
     base, changed, also_new = _edited(original, before, message, text)

@@ -201,6 +201,11 @@ def validated(name: str, value: object, kind: Any, wanted: str) -> Any:
         raise InvalidArgument(name, value, wanted=wanted) from None
 
 
+def message_id_of(given: object) -> str:
+    check_kind("message_id", given, str, "the id of a message, such as messages()[0].message_id")
+    return clean(given)  # type: ignore[arg-type]  # checked
+
+
 def point_of(at: object) -> str | None:
     """The id of a point to fork at."""
     found = at.message_id if isinstance(at, Message) else at.id if isinstance(at, Run) else at

@@ -75,6 +75,10 @@ def place_put(write: SessionWrite, run: RunWrite, put: CheckpointPut, now: datet
     state, session_id = write.state, run.session_id
     head, point = state.heads.get(""), state.points.get(("", put.parent_id or ""))
     is_latest = head is not None and head.latest_id == put.parent_id and head.newest_position < put.checkpoint_id
+    if put.source == "input" and (point is None or _WAITING in point.channels):
+        before = _before_discarded(write, session_id, put.parent_id)
+        if before is not None:
+            return _move_to(write, run, put, _part(write, run, *before, now), before[1])
     if is_latest and point is not None:  # the parent has no child, and the checkpoint is new
         return _move_to(write, run, put, point.branch, point.seq or 0)
     if head is None and "" in state.heads:  # there is no checkpoint
@@ -107,6 +111,24 @@ def _move_to(
     if moves_session:  # the session is on the branch of the checkpoint that was put last
         write.counters.move_to(branch)
     return BranchPoint(branch, seq)
+
+
+_WAITING = '"__start__"'  # among the channels of a checkpoint: it waits for the graph's input to be executed
+
+
+def _before_discarded(write: SessionWrite, session_id: str, parent_id: str | None) -> tuple[str, int] | None:
+    """The branch and the seq before a copied input that was not executed, and is discarded by other input.
+
+    Without a branch of its own, the other input would continue a conversation that its state does not contain.
+    """
+    if parent_id is None:
+        return None
+    sql = f"SELECT source, channels, parent_id FROM checkpoints WHERE {AT}"
+    row = write.query(sql, at(session_id, "", parent_id)).fetchone()
+    if row is None or row[0] != "fork" or _WAITING not in row[1]:
+        return None
+    sql = f"SELECT COALESCE(branch, '{MAIN}'), COALESCE(seq, 0) FROM checkpoints WHERE {AT}"
+    return write.query(sql, at(session_id, "", row[2] or "")).fetchone() or (MAIN, 0)
 
 
 _NO_PARENT = (False, None, None, False, None)
