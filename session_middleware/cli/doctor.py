@@ -19,7 +19,7 @@ from rich.text import Text
 from session_middleware import __version__
 from session_middleware.cli import styles
 from session_middleware.cli.health import facts_grid, line, verdict
-from session_middleware.cli.opening import check_database
+from session_middleware.cli.opening import check_database, settings_text
 from session_middleware.display.text import plural
 from session_middleware.errors import StorageError
 from session_middleware.settings import SessionSettings
@@ -75,9 +75,9 @@ def examine(path: str, settings: SessionSettings) -> dict[str, Any]:
 
 def diagnosis_picture(found: dict[str, Any]) -> RenderableType:
     """All facts, the notes and problems, and a verdict."""
-    problems = found["problems"]
+    problems, settings = found["problems"], settings_text(found["app_settings"]) or "the defaults"
     return Group(
-        facts_grid(found["versions"] | found),
+        facts_grid(found["versions"] | found | {"app_settings": settings}),
         Text(),
         *(line(("note  ", styles.ORANGE), note) for note in found["notes"]),
         *(line(("problem  ", styles.RED), problem) for problem in problems),

@@ -10,6 +10,7 @@ from session_middleware.cli import options
 from session_middleware.cli.options import command
 from session_middleware.cli.output import output_options, print_result
 from session_middleware.cli.reading import explain_session
+from session_middleware.display.text import plural
 
 if TYPE_CHECKING:
     from session_middleware.session import Session
@@ -52,6 +53,26 @@ def pin(session: Session, why: str | None, by: str | None) -> None:
 def unpin(session: Session) -> None:
     """End the exemption of a pinned session. Its idle time starts now."""
     explain_session(session._sessions, session.unpin().id)
+
+
+@command(
+    "fork last",
+    "fork thread-42 --id thread-42-b --title 'Second try'",
+    "fork thread-42 --at 3f9a1c2e",
+)
+@options.session_argument
+@click.option(
+    "--at", metavar="ID", help="A message or a run, before which the fork ends; or a checkpoint, with which it ends."
+)
+@click.option("--id", "new_id", metavar="ID", help="The id of the fork. [default: a new one]")
+@click.option("--title", metavar="TEXT", help="The title of the fork.")
+def fork(session: Session, at: str | None, new_id: str | None, title: str | None) -> None:
+    """Make a new session that begins as this one did.
+
+    show --full has the ids of messages and runs.
+    """
+    made = session.fork(at, id=new_id, title=title)
+    click.echo(f"session {made.id!r} is a fork of {session.id!r}, with {plural(made.message_count, 'message')}")
 
 
 _ENDINGS = {"completed": "complete", "failed": "fail", "abandoned": "abandon"}  # and their methods
@@ -154,4 +175,4 @@ def _counts_of(session: Session) -> DeletionCounts:
     )
 
 
-COMMANDS = (rename, tag, pin, unpin, close, delete)
+COMMANDS = (rename, tag, pin, unpin, fork, close, delete)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from session_middleware.cli import styles
-from session_middleware.display.text import plural, second_text, visible_line
+from session_middleware.display.text import duration_text, plural, second_text, visible_line
 from session_middleware.models import ErasureReceipt, Problem
 from session_middleware.storage.sql.checks import repairable
 from session_middleware.storage.types import DeletionCounts
@@ -78,17 +78,21 @@ def deletion_picture(deleted: DeletionCounts, *, dry_run: bool) -> RenderableTyp
 
 
 def facts_grid(facts: Mapping[str, Any]) -> Table:
-    """Names and values, one row each, without those that are empty or composed."""
+    """Names and values, one row each, without those that are empty or composed. An unknown cost is a dash."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in facts.items():
-        if isinstance(value, bool):
+        if name == "cost":
+            value = "–" if value is None else f"${value:,.4g}"  # noqa: RUF001 - as in tables
+        elif isinstance(value, bool):
             value = "yes" if value else "no"
         elif isinstance(value, int):
             value = decimal(value) if "bytes" in name else f"{value:,}"
         elif isinstance(value, datetime):
             value = f"{second_text(value)} UTC"
+        elif isinstance(value, timedelta):
+            value = duration_text(value / timedelta(milliseconds=1))
         if isinstance(value, str):
             grid.add_row(name.replace("_", " "), Text(visible_line(value)))
     return grid

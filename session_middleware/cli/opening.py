@@ -22,6 +22,8 @@ from session_middleware.session import Session
 from session_middleware.sessions import Sessions
 from session_middleware.settings import LASTING, SessionSettings, lasting_settings, load_settings
 from session_middleware.storage.factory import file_path, is_postgres, open_storage
+from session_middleware.storage.sql import app_settings as app_settings_table
+from session_middleware.storage.sql.connection import DamagedRow
 from session_middleware.storage.sqlite.connection import read_unlocked, storage_error
 from session_middleware.storage.sqlite.database import check_file
 from session_middleware.storage.sqlite.files import check_path
@@ -51,20 +53,31 @@ def opened(
     named, at the beginning.
     """
     place = place_of(db, create=create)
-    own = load_settings(**given)
-    kept = {} if create and not is_postgres(place) and not Path(place).exists() else _kept_settings(place)
-    for name in sorted(LASTING & own.model_fields_set):
-        mine = lasting_settings(own).get(name, _MISSING)
-        if mine != kept.get(name, _MISSING):
-            here, app = _value_text(getattr(own, name)), _value_text(_read_setting(name, kept))
-            click.echo(f"Warning: {name} is {here} here, and {app} in the app", err=True)
-    chosen = {name: value for name, value in kept.items() if name not in own.model_fields_set}
+    chosen = app_settings(place, **given)
     with _OperatorSessions(place, allowed_types=allowed_types, sweep_interval=None, **chosen, **given) as sessions:
         yield sessions
     if chosen and not quiet:
-        facts = (f"{name} {_value_text(_read_setting(name, kept))}" for name in chosen)
-        note = Text(f"with the settings of the app: {', '.join(facts)}", style="dim")
+        note = Text(f"with the settings of the app: {settings_text(chosen)}", style="dim")
         Console(stderr=True, highlight=False).print(Sentence(note), crop=False)
+
+
+def app_settings(place: str, **given: Any) -> dict[str, Any]:
+    """The settings of the app, except those that the command has, from `given` or from its environment.
+
+    Those that differ are named on stderr.
+    """
+    own, kept = load_settings(**given), _kept_settings(place)
+    mine = lasting_settings(own)
+    for name in sorted(LASTING & own.model_fields_set):
+        if mine.get(name, _MISSING) != kept.get(name, _MISSING):
+            here, app = _value_text(getattr(own, name)), _value_text(_read_setting(name, kept))
+            click.echo(f"Warning: {name} is {here} here, and {app} in the app", err=True)
+    return {name: value for name, value in kept.items() if name not in own.model_fields_set}
+
+
+def settings_text(values: Mapping[str, Any]) -> str:
+    """Settings as they are kept, such as ``idle_timeout 30 minutes, on_expire prune``."""
+    return ", ".join(f"{name} {_value_text(_read_setting(name, values))}" for name in values)
 
 
 _MISSING = object()
@@ -72,9 +85,14 @@ _MISSING = object()
 
 def _kept_settings(place: str) -> dict[str, Any]:
     """The settings that the app has kept, without those of another version of this package."""
-    with closing(open_storage(load_settings(storage_url=place), utc_now)) as storage, suppress(StorageError):
-        return {name: value for name, value in storage.find_settings().items() if name in LASTING}
-    return {}
+    found: dict[str, Any] = {}
+    if is_postgres(place):
+        with closing(open_storage(load_settings(storage_url=place), utc_now)) as storage, suppress(StorageError):
+            found = storage.find_settings()
+    elif Path(place).exists():  # it may be damaged, and must not be changed
+        with suppress(sqlite3.Error, DamagedRow, StorageError, ValueError):
+            found = read_unlocked(place, app_settings_table.find)
+    return {name: value for name, value in found.items() if name in LASTING}
 
 
 def _read_setting(name: str, kept: Mapping[str, Any]) -> Any:

@@ -156,7 +156,8 @@ def stats(sessions: Sessions, session_id: str | None, where: dict[str, Any], out
         facts = {"session_id": session.id, **session.stats().model_dump(mode="python")}
     else:
         facts = _sums(each_session(sessions, where))
-    print_result(facts, facts_grid(facts), output)
+    tools = ", ".join(f"{name} {count:,}" for name, count in facts.get("tools", {}).items())
+    print_result(facts, facts_grid(facts | {"tools": tools or None}), output)
 
 
 _SUMMED = (
@@ -207,6 +208,19 @@ def usage(sessions: Sessions, by: Any, where: dict[str, Any], output: str | None
     print_result(found, usage_table(by, found), output)
 
 
+@command("compare thread-42 thread-43", "compare thread-42 last --csv")
+@options.session_argument
+@options.id_argument("other")
+@output_options
+def compare(session: Session, other: str, output: str | None) -> None:
+    """Show where two sessions part: messages, tool calls, tokens, cost and time."""
+    from session_middleware.cli.opening import session_of
+    from session_middleware.cli.tables import comparison_text
+
+    found = session.compare(session_of(session._sessions, other))
+    print_result(found, comparison_text(found), output, rows=found.steps)
+
+
 @command("explain last", "explain thread-42 --json")
 @options.id_argument()
 @output_options
@@ -231,4 +245,4 @@ def explain_session(sessions: Sessions, session_id: str, output: str | None = No
     print_result(explanation, Group(line(("", ""), explanation.text)), output)
 
 
-COMMANDS = (list_command, show, follow, search, stats, usage, explain)
+COMMANDS = (list_command, show, follow, search, stats, usage, compare, explain)

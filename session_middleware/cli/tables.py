@@ -20,8 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from session_middleware.cli import styles
-from session_middleware.cli.health import facts_grid
+from session_middleware.cli.health import Sentence, facts_grid
 from session_middleware.display.text import duration_text, plural, shortened, visible, visible_line
+from session_middleware.experiments.comparison import Comparison
 from session_middleware.memory.results import SearchHit
 from session_middleware.models import (
     Event,
@@ -189,6 +190,14 @@ def search_table(hits: Sequence[SearchHit]) -> RenderableType:
     return Group(*lines, Text("times are UTC", "dim"))
 
 
+def comparison_text(found: Comparison) -> RenderableType:
+    """The comparison as text, with the lines of changed steps in colours."""
+    return Group(*(Sentence(Text(line, style=_CHANGES.get(line[:2], ""))) for line in str(found).splitlines()))
+
+
+_CHANGES = {"~ ": styles.ORANGE, "- ": styles.RED, "+ ": styles.GREEN}
+
+
 def message_line(message: Message) -> Text:
     """The role and the shortened text of a message."""
     return Text.assemble(_styled(message.role), ": ", visible_line(shortened(message.text, _MESSAGE_CHARACTERS)))
@@ -249,8 +258,9 @@ def _described(record: Record, *, full: bool) -> tuple[datetime | None, str, Tex
     """The time, kind and text of a record."""
     moment = record.moment
     kind = record.role if isinstance(record, Message) else kind_of(record).removesuffix("_call")
-    run_id = f"  id {record.id}" if full and isinstance(record, Run) else ""
-    text = visible(_path(record) + record.describe(full=full) + run_id)
+    own_id = record.id if isinstance(record, Run) else record.message_id if isinstance(record, Message) else None
+    shown_id = f"  id {own_id}" if full and own_id else ""
+    text = visible(_path(record) + record.describe(full=full) + shown_id)
     return moment and moment.astimezone(UTC), kind, Text(text, style=_style_of(record))
 
 

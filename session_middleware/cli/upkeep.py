@@ -64,7 +64,7 @@ def sweep(
 def check(db: str | None, deep: bool, repair: bool, output: str | None) -> None:
     """Check a database, which may be damaged. Exit code 1 when a problem is left."""
     from session_middleware.cli.health import problems_picture
-    from session_middleware.cli.opening import opened, place_of
+    from session_middleware.cli.opening import app_settings, opened, place_of
     from session_middleware.storage.factory import is_postgres
 
     place = place_of(db)
@@ -75,7 +75,7 @@ def check(db: str | None, deep: bool, repair: bool, output: str | None) -> None:
         from session_middleware.settings import load_settings
         from session_middleware.storage.sqlite.integrity import check_file
 
-        problems = check_file(place, load_settings(), deep=deep)
+        problems = check_file(place, load_settings(**app_settings(place)), deep=deep)
     print_result(problems, problems_picture(problems), output)
     if not all(problem.repaired for problem in problems):
         raise click.exceptions.Exit(1)
@@ -87,13 +87,16 @@ def check(db: str | None, deep: bool, repair: bool, output: str | None) -> None:
 def doctor(db: str | None, output: str | None) -> None:
     """Report versions, sizes and problems. Exit code 1 when there is a problem."""
     from session_middleware.cli.doctor import diagnosis_picture, examine
+    from session_middleware.cli.opening import app_settings
     from session_middleware.settings import load_settings
     from session_middleware.storage.factory import file_path, is_postgres
 
-    settings = load_settings(**({} if db is None else {"storage_url": db}))
-    if is_postgres(settings.storage_url):
+    url = load_settings(**({} if db is None else {"storage_url": db})).storage_url
+    if is_postgres(url):
         raise click.UsageError("doctor examines a file; validate a PostgreSQL database with check --db URL")
-    diagnosis = examine(file_path(settings.storage_url), settings)
+    path = file_path(url)
+    chosen = app_settings(path)
+    diagnosis = examine(path, load_settings(**chosen)) | {"app_settings": chosen}
     print_result(diagnosis, diagnosis_picture(diagnosis), output)
     if diagnosis["problems"]:
         raise click.exceptions.Exit(1)

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from session_middleware import Sessions
 from session_middleware.cli import opening
 from session_middleware.cli.main import cli
-from session_middleware.models import utc_now
+from tests.conftest import Clock
 from tests.support import agents
 from tests.support.postgres import Server
 
@@ -184,6 +184,19 @@ def test_close_ends_sessions_by_id_or_by_filter(run: Run, db: str) -> None:
         assert (sessions.get("b").reason, sessions.get("ab1").status) == ("gone", "completed")
 
 
+def test_a_fork_begins_as_the_session_did_and_is_compared_with_it(run: Run, db: str) -> None:
+    with Sessions(db) as sessions:
+        asked, _ = sessions.get("b").messages()
+    assert asked.message_id in run("show", "b", "--full").stdout
+    forked = run("fork", "b", "--at", asked.message_id, "--id", "c", "--title", "Again").stdout
+    assert forked == "session 'c' is a fork of 'b', with 0 messages\n"
+    assert "at cannot be" in run("fork", "b", "--at", "nothing").stderr
+    compared = json.loads(run("compare", "b", "c", "--json").stdout)
+    assert [step["change"] for step in compared["steps"]] == ["only_a", "only_a"]
+    assert "- user: hello from b" in run("compare", "b", "last").stdout
+    assert len(run("compare", "b", "c", "--csv").stdout.splitlines()) == 3
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -296,10 +309,11 @@ def test_a_role_of_postgres_that_only_reads_opens_with_settings_of_its_own(postg
 
 
 def test_opening_with_the_same_settings_writes_nothing(db: str) -> None:
-    with Sessions(db, idle_timeout="1h") as sessions:
-        written = utc_now()
-        sessions._storage.keep_settings({"idle_timeout": 3600.0})
-        changed = sessions._storage._database.read(  # type: ignore[attr-defined]
-            lambda connection: connection.execute("SELECT changed_at FROM settings").fetchall()
-        )
-    assert changed[0][0] < written.isoformat()
+    clock = Clock()
+    for _ in range(2):
+        with Sessions(db, idle_timeout="1h", clock=clock) as sessions:
+            rows = sessions._storage._database.read(  # type: ignore[attr-defined]
+                lambda connection: connection.execute("SELECT * FROM settings").fetchall()
+            )
+        assert rows == [("idle_timeout", "3600.0", "2026-01-01T12:00:00.000Z")]
+        clock.advance(hours=1)
