@@ -30,6 +30,7 @@ NAMES = (
     "memory_speed",
     "follow_ups",
     "lifecycle",
+    "sidebar",
     "postgres",
 )
 _LIBRARIES = ("langgraph", "langchain-core", "langgraph-checkpoint-sqlite", "pydantic")

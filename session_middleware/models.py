@@ -36,6 +36,7 @@ OnResume: TypeAlias = Literal["revive", "fresh", "reject"]
 OpenedAs: TypeAlias = Literal["opened", "resumed", "revived", "reopened", "forked"]
 Admission: TypeAlias = Literal["opened", "resumed", "revived", "reopened", "fresh"]
 Scope: TypeAlias = Literal["session", "user", "group", "global"]
+SessionOrder: TypeAlias = Literal["activity", "creation", "title"]
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 
 CallStatus: TypeAlias = Literal["running", "ok", "error", "refused", "interrupted"]
@@ -119,7 +120,9 @@ class SessionFields:
     reason: str | None = None  # of the status
     is_running: bool = False  # a run is in progress, in this or another process
     opened_as: OpenedAs = "opened"  # how it was last opened
-    title: str | None = None
+    title: str | None = None  # given, or made from the first message of a user
+    preview: str | None = None  # the beginning of the last message of its user or assistant
+    last_message_at: Moment | None = None  # when that was written
     purpose: str | None = None
     tags: tuple[str, ...] = ()
     metadata: dict[str, Any] = Field(default_factory=dict)

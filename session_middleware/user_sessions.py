@@ -9,7 +9,7 @@ import builtins
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, get_args
 
 from session_middleware import lifecycle
 from session_middleware.display.html import Rows
@@ -17,7 +17,16 @@ from session_middleware.display.progress import progress_bar
 from session_middleware.errors import InvalidArgument, SessionAccessDenied, SessionNotFound, UserRevoked
 from session_middleware.exports.formats import Format, checked_path, checked_target, write_all
 from session_middleware.memory.results import SearchHit
-from session_middleware.models import CALL_STATUSES, Event, Explanation, Identity, SessionInfo, ToolCall, Usage
+from session_middleware.models import (
+    CALL_STATUSES,
+    Event,
+    Explanation,
+    Identity,
+    SessionInfo,
+    SessionOrder,
+    ToolCall,
+    Usage,
+)
 from session_middleware.runtime.explain import explain, explain_absence
 from session_middleware.runtime.run_context import as_config
 from session_middleware.session import Session
@@ -112,21 +121,35 @@ class SessionAccess:
 
     @validation.spelled_out(validation.SessionFilters)
     def list(
-        self, *, limit: int | None = 50, after: Session | None = None, **filters: Unpack[validation.SessionFilters]
+        self,
+        *,
+        limit: int | None = 50,
+        after: Session | None = None,
+        order: SessionOrder = "activity",
+        **filters: Unpack[validation.SessionFilters],
     ) -> builtins.list[Session]:
         """Sessions, latest activity first; for a user, those of the user or shared with the user's groups.
 
-        The next page begins after `after`, the last session of this one. A session whose row is damaged is left out,
-        with a warning; `get` of it raises `StorageError`.
+        A session whose row is damaged is left out, with a warning; `get` of it raises `StorageError`.
+
+        Args:
+            after: the last session of the page before, as that page has it.
+            order: ``"activity"`` or ``"creation"``, latest first, or ``"title"``, without regard to case; sessions
+                without a title come last.
+            status: a status, several, or ``"open"``, which is active or idle.
+            tags: all of these.
+            metadata: all of these keys, with these texts, numbers or booleans.
+            title: a text in the title, without regard to case.
 
         Raises:
             UnknownStatus: the status is unknown.
+            InvalidArgument: another filter is invalid.
         """
         self._operator._flush()
-        where = validation.filter_of(self._identity, **filters)
+        where, limit = validation.filter_of(self._identity, **filters), validation.checked_limit(limit)
         validation.check_kind("after", after, Session | None, "the last session of the page before")
-        before = None if after is None else (after.last_active_at, after.id)
-        found = self._storage.list_sessions(where, limit=validation.checked_limit(limit), before=before)
+        validation.check_choice("order", order, get_args(SessionOrder))
+        found = self._storage.list_sessions(where, limit=limit, order=order, after=after)
         return Rows(self._session(info) for info in self._checked(found))
 
     @validation.spelled_out(validation.SessionFilters)

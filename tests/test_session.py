@@ -74,7 +74,7 @@ def test_a_session_that_was_deleted_says_so_whatever_is_asked_of_it(
     if reopened:
         now = sessions.get("t")
         assert [message.text for message in now.messages()] == ["new"]
-        assert (now.status, now.title, now.pinned, now.client) == ("active", None, None, {})
+        assert (now.status, now.title, now.pinned, now.client) == ("active", "new", None, {})
     else:
         assert sessions.find("t") is None
 

@@ -108,7 +108,7 @@ def test_a_session_held_by_its_owner_shows_nothing_of_the_one_that_took_its_id(s
     for call in (lambda: held.memory.remember("x"), lambda: held.memory.recall("gold"), held.ping):
         with pytest.raises(SessionNotFound):
             call()
-    assert (sessions.get("t").title, sessions.get("t").status) == (None, "active")
+    assert (sessions.get("t").title, sessions.get("t").status) == ("look up gold", "active")
 
 
 def test_a_deleted_id_is_kept_for_its_owner(sessions: Sessions, graph: Any) -> None:

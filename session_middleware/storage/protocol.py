@@ -42,7 +42,9 @@ from session_middleware.models import (
     Pin,
     Problem,
     RepairedCall,
+    SessionFields,
     SessionInfo,
+    SessionOrder,
     Status,
     SweepResult,
     ToolCall,
@@ -122,9 +124,17 @@ class Storage(Protocol):
         """The session as stored, and whether a run is in progress. The caller derives the rest from the clock."""
 
     def list_sessions(
-        self, where: SessionFilter, *, limit: int | None, before: tuple[datetime, str] | None = None
+        self,
+        where: SessionFilter,
+        *,
+        limit: int | None,
+        order: SessionOrder = "activity",
+        after: SessionFields | None = None,
     ) -> list[SessionInfo]:
-        """Latest activity first, then by id; `before` is the (last_active_at, id) of the previous page's last."""
+        """Latest activity or creation first, or by title, and then by id, with the preview of each.
+
+        `after` is the previous page's last as it was read there, and need not be there any more.
+        """
 
     def count_sessions(self, where: SessionFilter) -> int: ...
 

@@ -48,10 +48,12 @@ class Watch:
 class SessionFilter(NamedTuple):
     user_id: str | None = None
     group_id: str | None = None
-    status: Status | None = None
+    status: Sequence[Status | Literal["open"]] = ()  # one of them
     tags: Sequence[str] = ()  # all of them
     since: datetime | None = None  # active at or after
     until: datetime | None = None  # active before
+    metadata: Mapping[str, str | int | float | bool] | None = None  # all of them
+    title: str | None = None  # a part of it, as a `title_key`
     visible_to: Identity | None = None  # owned by the user, or shared with one of the user's groups
     waiting: bool | None = None  # whether its graph waits for an answer
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from functools import wraps
 from inspect import Parameter, iscoroutinefunction, isfunction, signature
-from typing import Any, TypedDict, TypeVar, Unpack, cast, get_args, get_type_hints
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,6 +18,7 @@ from session_middleware.lifecycle import owner_id_or_none
 from session_middleware.models import Identity, Message, OnExpire, OnResume, Run, Status, Visibility
 from session_middleware.settings import own_seconds, parse_duration
 from session_middleware.storage.jsonable import clean
+from session_middleware.storage.titles import title_key
 from session_middleware.storage.types import SessionDetails, SessionFilter
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -62,8 +63,10 @@ class SessionFilters(TypedDict, total=False):
 
     user_id: str | None
     group_id: str | None
-    status: Status | None
+    status: Status | Literal["open"] | Collection[Status] | None
     tags: Sequence[str] | None
+    metadata: dict[str, Any] | None
+    title: str | None
     since: datetime | None
     until: datetime | None
     waiting: bool | None
@@ -95,23 +98,44 @@ def details_of(*, idle_timeout: Any = None, max_age: Any = None, retention: Any 
 
 def filter_of(visible_to: Identity | None, **given: Unpack[SessionFilters]) -> SessionFilter:
     """The conditions as they are stored. Raises `InvalidArgument`, `InvalidIdentity` or `UnknownStatus`."""
-    status, tags = given.get("status"), given.get("tags")
-    check_status(status)
+    tags, metadata, title = given.get("tags"), given.get("metadata"), given.get("title")
+    waiting = given.get("waiting")
     owners = owner_id_or_none("user_id", given.get("user_id")), owner_id_or_none("group_id", given.get("group_id"))
     chosen = () if tags is None else _listed(tags)
     if not all(isinstance(tag, str) for tag in chosen):
         raise InvalidArgument("tags", tags, wanted="a list of texts")
+    if metadata is not None and not (isinstance(metadata, Mapping) and all(map(_is_plain, metadata.items()))):
+        raise InvalidArgument("metadata", metadata, wanted="a dict from keys to texts, numbers or booleans")
+    check_optional_text("title", title)
     period = period_of(given.get("since"), given.get("until"))
-    waiting = given.get("waiting")
     if waiting is not None:
         check_kind("waiting", waiting, bool, "True, False, or None for both")
-    return SessionFilter(*owners, status, chosen, *period, visible_to, waiting)
+    statuses = _statuses_of(given.get("status"))
+    return SessionFilter(*owners, statuses, chosen, *period, metadata, title and title_key(title), visible_to, waiting)
 
 
-def check_status(status: Status | None) -> None:
+def _is_plain(item: tuple[Any, Any]) -> bool:
+    is_finite = not isinstance(item[1], float) or math.isfinite(item[1])
+    return isinstance(item[0], str) and isinstance(item[1], str | int | float) and is_finite
+
+
+def _statuses_of(given: Any) -> tuple[Any, ...]:
+    """The statuses of a filter: none, one, ``"open"``, or several. Raises `UnknownStatus`."""
+    names = set() if given is None else set(map(str, _listed(given)))
+    for name in sorted(names):
+        check_status(name, "open")
+    if given is not None and not names:
+        raise InvalidArgument("status", given, wanted="at least one status, or None for all")
+    if "open" in names or {"active", "idle"} <= names:
+        names = names - {"active", "idle"} | {"open"}
+    return tuple(sorted(names))
+
+
+def check_status(status: str | None, *also: str) -> None:
     """Raises `UnknownStatus`."""
-    if status is not None and status not in get_args(Status):
-        raise UnknownStatus(str(status), known=get_args(Status))
+    known = (*get_args(Status), *also)
+    if status is not None and status not in known:
+        raise UnknownStatus(str(status), known=known)
 
 
 def period_of(since: datetime | None, until: datetime | None) -> tuple[datetime | None, datetime | None]:

@@ -228,7 +228,7 @@ class Machine(RuleBasedStateMachine):
         assert (seen.ended_at is None) == (self.model.stored == "active")
         assert self.storage.check(repair=False) == []
         for status in ("active", "idle", *ENDED):
-            where = SessionFilter(status=status)  # type: ignore[arg-type]
+            where = SessionFilter(status=[status])  # type: ignore[arg-type]
             assert self.storage.count_sessions(where) == int(status == seen.status)
 
 

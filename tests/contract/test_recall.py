@@ -25,6 +25,7 @@ from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import MessageEntry
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sqlite.engine import SqliteStorage
+from session_middleware.storage.types import SessionDetails
 from tests.conftest import Clock
 from tests.support.embeddings import SubjectEmbeddings
 from tests.support.memories import put_of
@@ -381,6 +382,7 @@ def test_what_came_from_a_message_knows_it_under_its_new_id(tmp_path: Path, cloc
 def test_a_deleted_message_leaves_the_index_and_takes_what_came_from_it_along(tmp_path: Path, clock: Clock) -> None:
     path = tmp_path / "s.db"
     storage = SqliteStorage(str(path), load_settings(), clock=clock)
+    storage.open_session(RunContext("t", Identity(user_id="u")), SessionDetails(title="given"))
     say(storage, "t", "xyzzyplugh is the word", "another apple", user_id="u")
     for namespace in (("session", "t"), ("user", "u")):
         storage.put_memories([put_of(namespace, "k", {"t": "plugh"}, "plugh", "t", "t-0")])

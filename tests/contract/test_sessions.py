@@ -195,7 +195,7 @@ def test_sessions_are_listed_by_latest_activity_and_by_pages(storage: Storage, c
         clock.advance(seconds=1)
     first = storage.list_sessions(SessionFilter(), limit=3)
     assert [s.id for s in first] == ["s4", "s3", "s2"]
-    rest = storage.list_sessions(SessionFilter(), limit=3, before=(first[-1].last_active_at, first[-1].id))
+    rest = storage.list_sessions(SessionFilter(), limit=3, after=first[-1])
     assert [s.id for s in rest] == ["s1", "s0"]
     assert [s.id for s in storage.list_sessions(SessionFilter(user_id="b"), limit=None)] == ["s3", "s1"]
     assert [s.id for s in storage.list_sessions(SessionFilter(tags=["x", "n2"]), limit=9)] == ["s2"]
@@ -210,7 +210,7 @@ def test_status_filters_follow_the_clock_and_not_a_sweep(make_storage: Callable[
         storage.open_session(context(session_id), NOTHING)
         clock.advance(minutes=minutes)
     for status in ("active", "idle", "expired"):
-        where = SessionFilter(status=status)  # type: ignore[arg-type]
+        where = SessionFilter(status=[status])  # type: ignore[arg-type]
         assert [s.id for s in storage.list_sessions(where, limit=9)] == [status]
         assert storage.count_sessions(where) == 1
 
@@ -238,7 +238,7 @@ def test_a_sweep_leaves_a_session_with_a_run_in_progress(make_storage: Callable[
     storage.append(run)
     clock.advance(hours=2)
     assert ended_now(storage, clock, False) == []
-    assert (storage.find_session("busy").is_running, storage.count_sessions(SessionFilter(status="active"))) == (
+    assert (storage.find_session("busy").is_running, storage.count_sessions(SessionFilter(status=["active"]))) == (
         True,
         1,
     )

@@ -57,7 +57,7 @@ def test_a_database_migrated_step_by_step_equals_a_fresh_one(tmp_path: Path) -> 
 
 
 SCANS_BY_DESIGN = (
-    "SELECT * FROM sessions WHERE TRUE ORDER BY",  # all sessions, by the index of their activity
+    "SELECT * FROM sessions WHERE TRUE ORDER BY",  # all sessions, by the index of the order
     "SELECT COUNT(*) FROM sessions WHERE TRUE",
     "SELECT * FROM tool_calls WHERE TRUE ORDER BY",  # all tool calls, by the index of their start
     "FROM checkpoints WHERE TRUE ORDER BY",  # the saver's list(None)
@@ -142,7 +142,7 @@ def use_everything(storage: Storage) -> None:
     context = RunContext("t", Identity(user_id="u"), run_id="r")
     storage.open_session(context, SessionDetails(title="x", tags=["a"]))
     storage.authorize(RunContext("t", Identity(user_id="u")))
-    for where in (SessionFilter(), SessionFilter(user_id="u", tags=["a"]), SessionFilter(status="idle")):
+    for where in (SessionFilter(), SessionFilter(user_id="u", tags=["a"]), SessionFilter(status=["idle"])):
         storage.list_sessions(where, limit=5)
         storage.count_sessions(where)
     message = MessageEntry("m", "assistant", "hi", tool_calls=[{"id": "c"}])

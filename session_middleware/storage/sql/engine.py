@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
-from datetime import datetime
 from typing import Any, NoReturn, TypeVar
 
 from session_middleware.errors import SessionError, SessionExists
-from session_middleware.models import Clock, Problem, SessionInfo
+from session_middleware.models import Clock, Problem, SessionFields, SessionInfo, SessionOrder
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.checkpoint_types import (
     Blob,
@@ -256,9 +255,14 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         return self._read(session_rows.seen, session_id, self._rules)
 
     def list_sessions(
-        self, where: SessionFilter, *, limit: int | None, before: tuple[datetime, str] | None = None
+        self,
+        where: SessionFilter,
+        *,
+        limit: int | None,
+        order: SessionOrder = "activity",
+        after: SessionFields | None = None,
     ) -> list[SessionInfo]:
-        return self._read(session_rows.list_, where, self._rules, limit=limit, before=before)
+        return self._read(session_rows.list_, where, self._rules, limit=limit, order=order, after=after)
 
     def count_sessions(self, where: SessionFilter) -> int:
         return self._read(session_rows.count, where, self._rules)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from session_middleware.display.text import shortened
 from session_middleware.models import Value, from_text
 from session_middleware.storage.jsonable import REPLACED, clean, to_json
 from session_middleware.storage.sql.connection import Cursor, DamagedRow
@@ -31,6 +32,9 @@ _JSON_COLUMNS = frozenset(
     {"tags", "metadata", "context", "client", "content", "tool_calls", "arguments", "result", "artifact"}
     | {"flags", "detail", "pinned", "extra", "value", "answer"}
 )
+
+_READ_COLUMNS = _JSON_COLUMNS | {"preview"}
+_PREVIEW = 120  # characters
 
 _building = threading.Lock()  # pydantic 2.11 leaves a model unusable for a moment if two threads build it at once
 
@@ -74,11 +78,13 @@ def _fields_among(model: type[Value], columns: tuple[str, ...]) -> list[tuple[in
         if not model.__pydantic_complete__:
             model.model_rebuild()
     fields = [(place, name) for place, name in enumerate(columns) if name in model.model_fields]
-    return [(place, name, name not in _JSON_COLUMNS and not name.endswith("_at")) for place, name in fields]
+    return [(place, name, name not in _READ_COLUMNS and not name.endswith("_at")) for place, name in fields]
 
 
 def read_column(column: str, value: Any) -> Any:
-    """The value of a column of JSON or of times, which are known by their names."""
+    """The value of a column of JSON, of times or of a preview, which are known by their names."""
+    if column == "preview":
+        return shortened(value.partition("\0")[0], _PREVIEW)  # where SQLite's `substr` ends
     if column in _JSON_COLUMNS:
         return json.loads(value)
     if not column.endswith("_at"):

@@ -6,6 +6,7 @@ restores state from checkpoints, writes, lists, list_items and blobs (`checkpoin
 belong to other SDKs; leases are the runs in progress, tombstones the deleted ids, revoked the refused users, settings
 those of the app (`app_settings.py`). The index of words is in `memory/schema.py`.
 
+A session's `title_key` is its title as it is searched and sorted; of a session without a title it sorts last.
 A session's own settings are columns: null means no own setting, and 0 seconds mean never. `pruned` marks an expired
 session that has been pruned.
 
@@ -19,8 +20,10 @@ from __future__ import annotations
 from session_middleware.storage.sql.checkpoints.schema import STATE_TABLES
 from session_middleware.storage.sql.memory.schema import INDEX_TABLES
 
+UNTITLED = "\U0010ffff"
+
 _TABLES = (
-    """
+    f"""
     CREATE TABLE sessions (
         id TEXT PRIMARY KEY,
         home INTEGER NOT NULL,
@@ -34,11 +37,12 @@ _TABLES = (
         reason TEXT,
         opened_as TEXT NOT NULL,
         title TEXT,
+        title_key TEXT NOT NULL DEFAULT '{UNTITLED}',
         purpose TEXT,
         tags TEXT NOT NULL DEFAULT '[]',
-        metadata TEXT NOT NULL DEFAULT '{}',
-        context TEXT NOT NULL DEFAULT '{}',
-        client TEXT NOT NULL DEFAULT '{}',
+        metadata TEXT NOT NULL DEFAULT '{{}}',
+        context TEXT NOT NULL DEFAULT '{{}}',
+        client TEXT NOT NULL DEFAULT '{{}}',
         idle_timeout_seconds REAL,
         max_age_seconds REAL,
         retention_seconds REAL,
@@ -85,8 +89,11 @@ _TABLES = (
     "CREATE INDEX sessions_by_user ON sessions (user_id, last_active_at, id) WHERE user_id IS NOT NULL",
     "CREATE INDEX sessions_by_group ON sessions (group_id, last_active_at, id) WHERE group_id IS NOT NULL",
     # Activity does not change these, and a session without a user or a group is in none of those above.
-    "CREATE INDEX sessions_of_users ON sessions (user_id)",
+    "CREATE INDEX sessions_of_users ON sessions (user_id, created_at, id)",
     "CREATE INDEX sessions_of_groups ON sessions (group_id)",
+    "CREATE INDEX sessions_by_creation ON sessions (created_at, id)",
+    "CREATE INDEX sessions_by_title ON sessions (title_key, id)",
+    "CREATE INDEX sessions_of_users_by_title ON sessions (user_id, title_key, id)",
     "CREATE INDEX sessions_by_status ON sessions"
     " (status, last_active_at, id, idle_timeout_seconds, pinned, on_expire, postponed_until, user_id)",
     "CREATE INDEX sessions_by_pin ON sessions (json_extract(pinned, '$.by')) WHERE pinned IS NOT NULL",

@@ -21,6 +21,7 @@ from session_middleware.models import SessionInfo
 from session_middleware.storage.sql.checkpoints.latest_checkpoint import HEAD, WRITE_COUNT, Head
 from session_middleware.storage.sql.connection import Connection, Cursor, Retry
 from session_middleware.storage.sql.row_mapping import Malformed
+from session_middleware.storage.titles import title_key
 
 _Target: TypeAlias = tuple[str, tuple[str, ...], str, int]  # of rows to insert: table, columns, on conflict
 K = TypeVar("K")
@@ -28,6 +29,7 @@ V = TypeVar("V")
 
 _MOST_SESSIONS = 512
 _MOST_CHECKPOINTS = 8  # of a session
+_FIRST_SEQS = 64  # of a session, among which its first message of a user is looked for
 _ROWS = 16  # inserted by one statement, at most
 
 
@@ -65,6 +67,7 @@ class SessionState:
     has_deletions: bool  # messages were deleted from the record
     has_own_terms: bool  # it is pinned, or has timeouts of its own
     is_waiting: bool  # its graph has open questions
+    needs_title: bool  # it has no title, and no message of a user to make one from
     heads: dict[str, Head | None] = field(default_factory=dict)  # by namespace
     points: OrderedDict[tuple[str, str], CheckpointPoint] = field(default_factory=OrderedDict)  # by namespace and id
     list_ends: OrderedDict[int, int] = field(default_factory=OrderedDict)  # the lengths of lists that were appended to
@@ -77,7 +80,13 @@ class SessionState:
     @classmethod
     def opened(cls, session_id: str, home: int, now: str) -> SessionState:
         """The state of a session whose row was just inserted. Nothing is read."""
-        state = cls(session_id, home, 1, 0, "main", now, has_deletions=False, has_own_terms=False, is_waiting=False)
+        state = cls(
+            *(session_id, home, 1, 0, "main", now),
+            has_deletions=False,
+            has_own_terms=False,
+            is_waiting=False,
+            needs_title=True,
+        )
         state.heads[""], state.message_ids = None, set()
         state.may_have_dead_runs = state.calls_without_request = False
         return state
@@ -107,10 +116,12 @@ _LOAD = f"""
     SELECT {HEAD}, home, version, last_seq, branch, last_active_at,
     EXISTS (SELECT 1 FROM events WHERE session_id = sessions.id AND kind = 'message_deleted'),
     pinned IS NOT NULL OR idle_timeout_seconds IS NOT NULL OR max_age_seconds IS NOT NULL,
-    waiting_count > 0
+    waiting_count > 0,
+    title IS NULL AND NOT EXISTS (SELECT 1 FROM messages WHERE session_id = sessions.id AND seq <= {_FIRST_SEQS}
+    AND role = 'user' AND checkpoint_ns = '' AND text != '')
     FROM sessions WHERE id = ?
 """
-_TYPES = (int, int, int, str, str, int, int, int)
+_TYPES = (int, int, int, str, str, int, int, int, int)
 
 
 def find(connection: Connection, session_id: str) -> SessionState | None:
@@ -139,6 +150,7 @@ class SessionCounters:
     errors: int = 0
     runs: int = 0
     opened_as: str | None = None  # how a run has entered the session
+    title: str | None = None  # made from the first message of a user
     input_tokens: int = 0
     output_tokens: int = 0
     cost: float | None = None  # what is known of it
@@ -184,6 +196,11 @@ class SessionCounters:
         self.input_tokens = self.output_tokens = 0
         self.cost, self.opened_as, self.changed = None, None, False
         return taken
+
+    def take_title(self) -> tuple[str, ...]:
+        """As `take`, in the order of `_TITLE`; empty if there is none."""
+        title, self.title = self.title, None
+        return () if title is None else (title, title_key(title))
 
 
 @lru_cache(maxsize=256)
@@ -311,8 +328,10 @@ class SessionWrite:
         if head is not None:
             values += (*head[:3], state.home, state.session_id, head.latest_id)
         values += self._activity or ()
+        values += (title := counters.take_title())
         values += (state.session_id, state.home) if self._is_verified else (state.session_id, state.home, state.version)
-        sql = _UPDATES[head is not None, self._activity is not None, self._is_verified]
+        sql = _UPDATES[head is not None, self._activity is not None, bool(title), self._is_verified]
+        state.needs_title &= not title
         self._connection.update_row(sql, values)
         self._is_verified, self._has_written, self.changes_head, self._activity = True, False, False, None
         state.version, state.last_seq, state.branch = state.version + 1, counters.last_seq, counters.branch
@@ -351,11 +370,13 @@ _UPDATE = """
 """
 _HEAD = f", latest_checkpoint_id = ?, newest_position = ?, checkpoint_count = ?, write_count = {WRITE_COUNT}"
 _ACTIVITY = ", last_active_at = ?, postponed_until = NULL, expires_at = ?"
-_UPDATES = {  # by whether the head has changed, whether there was activity, and whether the version was compared before
-    (head, activity, verified): _UPDATE
+_TITLE = ", title = COALESCE(title, ?), title_key = CASE WHEN title IS NULL THEN ? ELSE title_key END"
+_UPDATES = {  # by whether head, activity and title have changed, and whether the version was compared before
+    (head, activity, title, verified): _UPDATE
     + _HEAD * head
     + _ACTIVITY * activity
+    + _TITLE * title
     + " WHERE id = ? AND home = ?"
     + " AND version = ?" * (not verified)
-    for head, activity, verified in product((False, True), repeat=3)
+    for head, activity, title, verified in product((False, True), repeat=4)
 }

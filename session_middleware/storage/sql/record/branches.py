@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from session_middleware.models import to_text
 from session_middleware.storage.checkpoint_types import CheckpointPut
+from session_middleware.storage.record_entries import ASIDE, SHARED
 from session_middleware.storage.sql.checkpoints.rows import AT, at
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.run_write import RunWrite
@@ -20,6 +21,12 @@ from session_middleware.storage.sql.session_state import SessionWrite, StaleStat
 
 MAIN = "main"
 Line = Sequence[tuple[str, int]]  # a branch and its ancestors, each with the seq up to which it counts
+
+# A message of the outermost graph's conversation. A streamed one has the namespace of its node.
+OUTERMOST = f"""
+    (checkpoint_ns = '' AND COALESCE(flags, '') NOT LIKE '%"{ASIDE}"%' OR flags LIKE '%"{SHARED}"%'
+    OR status = 'incomplete' AND instr(checkpoint_ns, '|') = 0)
+"""
 
 _EVERYTHING = 2**62
 

@@ -15,6 +15,7 @@ from session_middleware.storage.sql.record.branches import Line
 from session_middleware.storage.sql.row_mapping import clean, flags_of, to_json
 from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sql.session_state import SessionState, SessionWrite
+from session_middleware.storage.titles import title_of
 
 Key = tuple[Any, ...]  # role, text, content and tool calls: the content of a message, as observations are compared
 
@@ -319,12 +320,18 @@ class _Appender:
             tool_call_rows.store_files(self._write, self._session_id, message.files)
         if version == 1:
             self._counters.messages += 1
+            if message.role == "user" and self._write.state.needs_title and self._counters.title is None:
+                self._make_title(message)
             if message.call is not None:
                 self._add_model_call(message, message.call)
             if message.role == "tool" and message.tool_call_id:
                 self._answers.append(message)
             if message.tool_calls:
                 tool_call_rows.set_request(self._write, self._session_id, message)
+
+    def _make_title(self, message: MessageEntry) -> None:
+        if not message.checkpoint_ns and not {ASIDE, "memory"}.intersection(message.flags):
+            self._counters.title = title_of(message.text)
 
     def _keep(self, message_id: str, versions: list[StoredVersion]) -> None:
         self._stored[message_id] = versions

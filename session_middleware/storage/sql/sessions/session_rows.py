@@ -10,22 +10,37 @@ from typing import Any
 
 from session_middleware import lifecycle
 from session_middleware.errors import SessionNotFound
-from session_middleware.models import LONGEST, Identity, SessionInfo, to_text
+from session_middleware.models import LONGEST, Identity, SessionFields, SessionInfo, SessionOrder, to_text
 from session_middleware.storage.sql.checkpoints import latest_checkpoint
 from session_middleware.storage.sql.connection import UNLIMITED, Connection, Cursor
 from session_middleware.storage.sql.engine_context import EngineContext
+from session_middleware.storage.sql.record import branches
 from session_middleware.storage.sql.row_mapping import Malformed, clean, to_json, value_of
+from session_middleware.storage.sql.schema import UNTITLED
 from session_middleware.storage.sql.session_state import SessionWrite
 from session_middleware.storage.sql.sessions import events, leases, tombstones
+from session_middleware.storage.titles import title_key
 from session_middleware.storage.types import SessionDetails, SessionFilter
 
 logger = logging.getLogger("session_middleware")
 
 _MOST_PARSED = 256  # sessions
+_MOST_READ = 500  # characters of a message, for its preview
+
+
+# Sessions with the last message of each on its branch.
+_WITH_LAST = f"""
+    SELECT page.*, substr(last.text, 1, {_MOST_READ}) AS preview, last.created_at AS last_message_at
+    FROM ({{page}}) AS page LEFT JOIN messages AS last ON last.session_id = page.id AND last.seq = (
+        SELECT seq FROM messages WHERE session_id = page.id AND branch = page.branch AND replaced_by IS NULL
+        AND role IN ('user', 'assistant') AND {branches.OUTERMOST} AND text != '' ORDER BY seq DESC LIMIT 1
+    )
+"""
+_FIND = _WITH_LAST.format(page="SELECT * FROM sessions WHERE id = ?")
 
 
 def find(connection: Connection, session_id: str) -> SessionInfo | None:
-    cursor = connection.execute("SELECT * FROM sessions WHERE id = ?", (session_id,))
+    cursor = connection.execute(_FIND, (session_id,))
     row = cursor.fetchone()
     return None if row is None else value_of(SessionInfo, cursor, row)
 
@@ -130,8 +145,8 @@ def members(connection: Connection, home: int) -> Sequence[str]:
 
 # Changing
 
-_OF_FORKS = ("title", "purpose", "tags", "metadata")
-_OF_FRESH = [name for name in SessionDetails._fields if name not in ("context", "client")]
+_OF_FORKS = ("title", "title_key", "purpose", "tags", "metadata")
+_OF_FRESH = ["title_key", *(name for name in SessionDetails._fields if name not in ("context", "client"))]
 
 
 def inherit_details(connection: Connection, source_id: str, target_id: str, *, is_fork: bool) -> None:
@@ -207,6 +222,8 @@ def _changes(session: SessionInfo, details: SessionDetails) -> dict[str, Any]:
     given: dict[str, Any] = {name: value for name, value in details._asdict().items() if value is not None}
     for name in given.keys() & {"title", "purpose"}:
         given[name] = clean(given[name]) or None  # an empty one is none
+    if "title" in given:
+        given["title_key"] = title_key(given["title"]) if given["title"] else UNTITLED
     for name in given.keys() & {"metadata", "context", "client"}:
         given[name] = to_json(merged(getattr(session, name), given[name]))
     if "tags" in given:
@@ -249,6 +266,7 @@ _BY_STATUS = {
     "idle": f"status = 'active' AND last_active_at <= :idle AND NOT {DUE}"
     " AND id NOT IN (SELECT value FROM json_each(:live))",
     "expired": f"(status = 'expired' OR status = 'active' AND {DUE})",
+    "open": f"(+status = 'active' AND NOT {DUE})",
 }
 _CONDITIONS: dict[str, Any] = {
     "user_id": "user_id = :user_id",
@@ -259,8 +277,16 @@ _CONDITIONS: dict[str, Any] = {
     "tags": "NOT EXISTS (SELECT 1 FROM json_each(:tags) AS wanted"
     " WHERE NOT EXISTS (SELECT 1 FROM json_each(CASE WHEN json_valid(sessions.tags) THEN sessions.tags END) AS own"
     " WHERE own.value = wanted.value))",
-    "visible_to": "(user_id = :viewer"
-    " OR visibility != 'private' AND group_id IN (SELECT value FROM json_each(:viewers_groups)))",
+    "metadata": "NOT EXISTS (SELECT 1 FROM json_each(:metadata) AS wanted WHERE NOT EXISTS (SELECT 1"
+    " FROM json_each(CASE WHEN json_valid(sessions.metadata) THEN sessions.metadata END) AS own"
+    " WHERE own.key = wanted.key AND own.type = wanted.type AND own.value = wanted.value))",
+    "title": "instr(title_key, :title) > 0",
+}
+_SHARED = "visibility != 'private' AND group_id = :{} AND user_id != :viewer"
+_ORDERS: Mapping[SessionOrder, tuple[str, str, str]] = {  # the column, and how it and the id go on
+    "activity": ("last_active_at", "<", "DESC"),
+    "creation": ("created_at", "<", "DESC"),
+    "title": ("title_key", ">", "ASC"),
 }
 
 
@@ -281,21 +307,34 @@ def duration_of(seconds: Any) -> timedelta | None:
     return timedelta(seconds=seconds) if is_one else None
 
 
-def _condition(connection: Connection, where: SessionFilter, rules: EngineContext) -> tuple[str, dict[str, Any]]:
-    """`where` as a condition, and its parameters."""
+def _conditions(connection: Connection, where: SessionFilter, rules: EngineContext) -> tuple[list[str], dict[str, Any]]:
+    """`where` as disjoint conditions, each of which an index may have in order; and their parameters."""
     values = moments(rules, rules.clock())
-    values["live"] = json.dumps(sorted(leases.live(connection, rules))) if where.status in _BY_STATUS else "[]"
-    values |= {"tags": to_json(list(where.tags)), "status": where.status}
-    found = ["TRUE" if where.status is None else _BY_STATUS.get(where.status, "status = :status")]
+    live = () if _BY_STATUS.keys().isdisjoint(where.status) else leases.live(connection, rules)
+    values["live"] = json.dumps(sorted(live))
+    values |= {f"status_{number}": status for number, status in enumerate(where.status)}
+    statuses = [_BY_STATUS.get(status, f"status = :status_{number}") for number, status in enumerate(where.status)]
+    owners = ["TRUE"]
+    if (viewer := where.visible_to) is not None:
+        groups = {f"group_{number}": group for number, group in enumerate(sorted(viewer.groups))}
+        values |= {"viewer": viewer.user_id} | groups
+        owners = ["user_id = :viewer", *(_SHARED.format(group) for group in groups)]
+    others = []
     for name, condition in _CONDITIONS.items():
-        if (given := getattr(where, name)) is None or given == ():
-            continue
-        found.append(condition[given] if isinstance(condition, dict) else condition)
-        if isinstance(given, Identity):
-            values |= {"viewer": given.user_id, "viewers_groups": json.dumps(sorted(given.groups))}
-        elif name not in ("tags", "waiting"):
-            values[name] = to_text(given) if isinstance(given, datetime) else given
-    return " AND ".join(found), values
+        given = getattr(where, name)
+        if isinstance(condition, dict):
+            others += [condition[given]] if given is not None else []
+        elif given:
+            others.append(condition)
+            given = to_text(given) if isinstance(given, datetime) else given
+            values[name] = given if isinstance(given, str) else to_json(given)
+    each_status = [[status] for status in statuses] or [[]]
+    found = [" AND ".join([owner, *status, *others]) for owner in owners for status in each_status]
+    return found, values
+
+
+_OF_ONE = "SELECT * FROM (SELECT * FROM sessions WHERE {condition} ORDER BY {order} LIMIT :limit) AS some_{number}"
+_OF_ALL = _WITH_LAST.format(page="{pages} ORDER BY {order} LIMIT :limit") + " ORDER BY {order}"
 
 
 def list_(
@@ -304,32 +343,45 @@ def list_(
     rules: EngineContext,
     *,
     limit: int | None,
-    before: tuple[datetime, str] | None,
+    order: SessionOrder = "activity",
+    after: SessionFields | None = None,
 ) -> list[SessionInfo]:
-    condition, values = _condition(connection, where, rules)
-    if before is not None:
-        condition += " AND (last_active_at, id) < (:before_at, :before_id)"
-        values |= {"before_at": to_text(before[0]), "before_id": before[1]}
-    select = f"SELECT * FROM sessions WHERE {condition} ORDER BY last_active_at DESC, id DESC LIMIT :limit"
+    conditions, values = _conditions(connection, where, rules)
+    column, beyond, direction = _ORDERS[order]
+    later = ""
+    if after is not None:
+        later = f" AND ({column}, id) {beyond} (:after_key, :after_id)"
+        values |= {"after_key": _key_of(after, column), "after_id": after.id}
+    order_by = f"{column} {direction}, id {direction}"
+    pages = [_OF_ONE.format(condition=each + later, order=order_by, number=n) for n, each in enumerate(conditions)]
+    select = _OF_ALL.format(pages=" UNION ALL ".join(pages), order=order_by)
     found, live = first(connection, select, values, limit, rules), leases.live(connection, rules)
     return [session.model_copy(update={"is_running": True}) if session.id in live else session for session in found]
 
 
+def _key_of(session: SessionFields, column: str) -> str:
+    """The value by which a session is sorted."""
+    if column == "title_key":
+        return title_key(session.title) if session.title else UNTITLED
+    return to_text(getattr(session, column))
+
+
 def count(connection: Connection, where: SessionFilter, rules: EngineContext) -> int:
-    condition, values = _condition(connection, where, rules)
-    return int(connection.execute(f"SELECT COUNT(*) FROM sessions WHERE {condition}", values).fetchone()[0])
+    conditions, values = _conditions(connection, where, rules)
+    sql = f"SELECT COUNT(*) FROM sessions WHERE {' OR '.join(conditions)}"
+    return int(connection.execute(sql, values).fetchone()[0])
 
 
 def list_by_home(
     connection: Connection, where: SessionFilter, rules: EngineContext, *, limit: int
 ) -> Iterator[tuple[int, str]]:
     """The home and the id of each session, in this order, read `limit` at a time."""
-    condition, values = _condition(connection, where, rules)
+    conditions, values = _conditions(connection, where, rules)
     values |= {"home": -1, "id": "", "limit": limit}
     while True:
         rows = connection.execute(
-            f"SELECT home, id FROM sessions WHERE {condition} AND (home, id) > (:home, :id) ORDER BY home, id"
-            " LIMIT :limit",
+            f"SELECT home, id FROM sessions WHERE ({' OR '.join(conditions)}) AND (home, id) > (:home, :id)"
+            " ORDER BY home, id LIMIT :limit",
             values,
         ).fetchall()
         yield from rows
