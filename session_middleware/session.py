@@ -15,7 +15,7 @@ from session_middleware import lifecycle
 from session_middleware.checkpoint import editing
 from session_middleware.display.html import Rows
 from session_middleware.display.text import plural
-from session_middleware.errors import SessionBusy
+from session_middleware.errors import InvalidArgument, SessionBusy
 from session_middleware.exports.formats import FORMATS, Format, checked_target
 from session_middleware.memory.session_memory import SessionMemory
 from session_middleware.models import (
@@ -48,7 +48,7 @@ from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext, RunState, SessionHandle
 from session_middleware.storage.timeline import Timeline
-from session_middleware.storage.types import DeletionCounts, MessagePoint, Record, SessionFilter
+from session_middleware.storage.types import DeletionCounts, MessagePoint, Part, Record, SessionFilter
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -437,23 +437,47 @@ class Session(SessionFields):
         self._flush(after, limit)
         return Rows(self._storage.list_records(kind, self.id, after=after, limit=limit))
 
+    def _part(
+        self, after: int, before: int | None, limit: int | None, last: int | None, *, subgraphs: bool = True
+    ) -> Part:
+        """The part of the record to read. What this session has buffered is committed first."""
+        self._flush(after, limit)
+        if before is not None:
+            validation.check_seq(before, "before")
+        validation.checked_limit(last, "last")
+        if last is not None and limit is not None:
+            raise InvalidArgument("last", last, wanted="limit=… for the first records, or last=… for the last ones")
+        return Part(after, before, limit if last is None else last, last is not None, bool(subgraphs))
+
     def messages(
-        self, *, after: int = 0, limit: int | None = None, all_versions: bool = False, branch: str | None = None
+        self,
+        *,
+        after: int = 0,
+        before: int | None = None,
+        limit: int | None = None,
+        last: int | None = None,
+        subgraphs: bool = True,
+        all_versions: bool = False,
+        branch: str | None = None,
     ) -> list[Message]:
         """The messages in the order of the conversation; of an edited message the latest version, at its position.
 
+        A chat shows ``messages(last=50)``, and scrolling up ``messages(last=50, before=shown[0].seq)``.
+
         Args:
             after: the `seq` of the last message of the page before; it may have been edited or deleted since.
+            before: the `seq` of the first message of the page after.
             limit: the maximal number of messages.
+            last: the number of messages at the end, or before `before`.
+            subgraphs: ``False``: only the conversation of the outermost graph, without messages that are in no state.
             all_versions: include all versions of edited messages.
             branch: one of `branches`, or ``"main"``; by default the current branch of the session.
                 ``"all"``: all messages, by `seq`.
         """
-        self._flush(after, limit)
+        part = self._part(after, before, limit, last, subgraphs=subgraphs)
         if branch not in (None, "main", "all"):
             validation.check_choice("branch", branch, ("main", "all", *(each.id for each in self.branches())))
-        options = {"after": after, "limit": limit, "all_versions": bool(all_versions), "branch": branch}
-        return Rows(self._storage.list_messages(self.id, **options))  # type: ignore[arg-type]
+        return Rows(self._storage.list_messages(self.id, part, all_versions=bool(all_versions), branch=branch))
 
     def delete_message(self, message_id: str) -> int:
         """Delete all versions of a message from the record. Returns their number, 0 for an unknown id.
@@ -500,13 +524,21 @@ class Session(SessionFields):
         """The events of the session's lifecycle, with their reasons, in order."""
         return self._records(Event, after, limit)
 
-    def timeline(self, *, after: int = 0, limit: int | None = None) -> Timeline:
+    def timeline(
+        self,
+        *,
+        after: int = 0,
+        before: int | None = None,
+        limit: int | None = None,
+        last: int | None = None,
+        subgraphs: bool = True,
+    ) -> Timeline:
         """The record ordered by `seq`; its ``tree`` groups it by run and namespace.
 
-        `after` is the `seq` of the last record of the page before. The cost depends on the size of the page only.
+        The arguments are those of `messages`. The cost depends on the size of the page only.
         """
-        self._flush(after, limit)
-        return Timeline(*self._storage.list_timeline(self.id, after=after, limit=limit))
+        part = self._part(after, before, limit, last, subgraphs=subgraphs)
+        return Timeline(*self._storage.list_timeline(self.id, part))
 
     def follow(
         self, *, after: int = 0, timeout: Any = None, until: Callable[[Record], bool] | None = None

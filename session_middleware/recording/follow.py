@@ -19,7 +19,7 @@ from session_middleware.errors import SessionNotFound
 from session_middleware.models import Message, Question, Run, SessionInfo, ToolCall
 from session_middleware.storage.executor import StorageExecutor
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.types import Record, Watch
+from session_middleware.storage.types import Part, Record, Watch
 
 _PAGE = 256  # records per read
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 0.01, 0.25  # between two polls
@@ -85,7 +85,7 @@ class Following:
             self._unfinished = {entry.seq: entry for entry in unfinished}
         found = [(entry, self._read_again(entry)) for entry in self._unfinished.values()]
         changed = [now for before, now in found if now is not None and now != before]
-        new = self._storage.list_timeline(self._session_id, after=self._after, limit=_PAGE).records
+        new = self._storage.list_timeline(self._session_id, Part(after=self._after, limit=_PAGE)).records
         for entry in (*changed, *new):
             self._unfinished.pop(entry.seq, None)
             if _is_unfinished(entry):

@@ -68,6 +68,7 @@ from session_middleware.storage.types import (
     DeletionCounts,
     MessagePoint,
     Page,
+    Part,
     Progress,
     Record,
     SessionDetails,
@@ -82,6 +83,8 @@ from session_middleware.storage.types import (
 )
 
 R = TypeVar("R", bound=Record)
+
+_WHOLE = Part()
 
 
 class Storage(Protocol):
@@ -339,25 +342,19 @@ class Storage(Protocol):
     def list_records(self, kind: type[R], session_id: str, *, after: int = 0, limit: int | None = None) -> list[R]:
         """The rows of one kind in order of `seq`; of messages all versions on all branches."""
 
-    def list_timeline(self, session_id: str, *, after: int = 0, limit: int | None = None) -> Page:
+    def list_timeline(self, session_id: str, part: Part = _WHOLE) -> Page:
         """The rows of all kinds in order of `seq`; of a message its latest version. Cost is linear in the page."""
 
     def list_unfinished(self, session_id: str, *, up_to: int) -> list[Record]:
         """Active runs, running tool calls and incomplete messages up to a `seq`, in its order."""
 
     def list_messages(
-        self,
-        session_id: str,
-        *,
-        after: int = 0,
-        limit: int | None = None,
-        all_versions: bool = False,
-        branch: str | None = None,
+        self, session_id: str, part: Part = _WHOLE, *, all_versions: bool = False, branch: str | None = None
     ) -> list[Message]:
         """The messages of a branch in the order of the conversation; by default of the session's current branch.
 
-        Each message has its content on that branch and its original position. `after` is the `seq` of the previous
-        page's last message. ``branch="all"``: of all branches, in order of `seq`.
+        Each message has its content on that branch and its original position. The seqs of `part` are those of
+        messages of neighbouring pages. ``branch="all"``: of all branches, in order of `seq`.
         """
 
     def list_messages_around(

@@ -134,6 +134,16 @@ class ArchivedSession(Value):
 # The record
 
 
+class Part(NamedTuple):
+    """A part of a session's record: between two seqs, of it the first records, or the last ones."""
+
+    after: int = 0
+    before: int | None = None
+    limit: int | None = None
+    from_end: bool = False
+    subgraphs: bool = True  # False: only the outermost graph's own records, and of messages those of its conversation
+
+
 class Page(NamedTuple):
     """Records in order of `seq`, and the runs they belong to that are not among them."""
 

@@ -267,18 +267,18 @@ def check_optional_text(name: str, value: object) -> None:
         check_text(name, value)
 
 
-def checked_limit(limit: int | None) -> int | None:
+def checked_limit(limit: int | None, name: str = "limit") -> int | None:
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or not 0 <= limit <= _HIGHEST):
-        raise InvalidArgument("limit", limit, wanted="a number, 0 or more, or None for all")
+        raise InvalidArgument(name, limit, wanted="a number, 0 or more, or None for all")
     return limit
 
 
-def check_seq(after: object) -> None:
-    """Validate the place in a session's record after which a page begins."""
-    wanted = "the seq of the last record of the page before"
-    check_kind("after", after, int, wanted)
-    if not -_HIGHEST <= cast("int", after) <= _HIGHEST:
-        raise InvalidArgument("after", after, wanted=wanted)
+def check_seq(seq: object, name: Literal["after", "before"] = "after") -> None:
+    """Validate the place in a session's record after which a page begins, or before which it ends."""
+    place = "the last record of the page before" if name == "after" else "the first record of the page after"
+    check_kind(name, seq, int, f"the seq of {place}")
+    if not -_HIGHEST <= cast("int", seq) <= _HIGHEST:
+        raise InvalidArgument(name, seq, wanted=f"the seq of {place}")
 
 
 def checked_moment(name: str, moment: datetime | None) -> datetime | None:

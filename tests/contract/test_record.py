@@ -12,7 +12,7 @@ from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import MessageEntry, ModelCallEntry, RunEnd, ToolEnd, ToolStart
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.record import runs
-from session_middleware.storage.types import SessionDetails
+from session_middleware.storage.types import Part, SessionDetails
 from tests.support.pairwise import KINDS
 
 pytestmark = pytest.mark.parametrize("storage_url", KINDS, indirect=True)
@@ -121,8 +121,8 @@ def test_a_call_nobody_watched_is_known_from_its_answer(storage: Storage, run: R
 
 def test_pages_go_on_after_a_seq(storage: Storage, run: RunContext) -> None:
     storage.append(run, [say(str(n), f"m{n}") for n in range(6)])
-    first = storage.list_messages("t", limit=4)
-    rest = storage.list_messages("t", after=first[-1].seq)
+    first = storage.list_messages("t", Part(limit=4))
+    rest = storage.list_messages("t", Part(after=first[-1].seq))
     assert [m.text for m in first + rest] == [f"m{n}" for n in range(6)]
 
 
@@ -164,7 +164,8 @@ def put(
 
 
 def texts(storage: Storage, **options: object) -> list[str]:
-    return [message.text for message in storage.list_messages("t", **options)]  # type: ignore[arg-type]
+    part = Part(**{name: options.pop(name) for name in ("after", "limit") if name in options})  # type: ignore[arg-type]
+    return [message.text for message in storage.list_messages("t", part, **options)]  # type: ignore[arg-type]
 
 
 def test_a_second_child_of_a_checkpoint_begins_a_branch(storage: Storage) -> None:
@@ -237,7 +238,7 @@ def test_a_message_put_before_a_known_one_stands_there(storage: Storage, run: Ru
     storage.append(run, [say("s", "so far", followed_by="3"), say("4", "four")])
     assert texts(storage) == ["one", "two", "so far", "three", "four"]
     storage.append(run, [say("s2", "further", followed_by="3")])
-    first = storage.list_messages("t", limit=3)
+    first = storage.list_messages("t", Part(limit=3))
     assert [m.text for m in first] == ["one", "two", "so far"]
     assert texts(storage, after=first[-1].seq) == ["further", "three", "four"]
 

@@ -15,7 +15,7 @@ from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import MessageEntry, ModelCallEntry, RunEnd, ToolEnd, ToolStart
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.timeline import Timeline
-from session_middleware.storage.types import ToolCallFilter, UsageFilter
+from session_middleware.storage.types import Part, ToolCallFilter, UsageFilter
 
 EVERYTHING = UsageFilter()
 
@@ -145,7 +145,7 @@ def long(storage: Storage, clock: Any) -> Storage:
 @pytest.mark.parametrize("size", [1, 2, 7, 100])
 def test_pages_of_a_timeline_have_everything_once_and_in_order(long: Storage, size: int) -> None:
     found: list[Any] = []
-    while page := long.list_timeline("t", after=found[-1].seq if found else 0, limit=size).records:
+    while page := long.list_timeline("t", Part(after=found[-1].seq if found else 0, limit=size)).records:
         assert len(page) <= size
         found += page
     whole = long.list_timeline("t").records
@@ -159,7 +159,7 @@ def test_pages_of_a_timeline_have_everything_once_and_in_order(long: Storage, si
 
 def test_a_page_knows_the_runs_that_began_before_it(long: Storage) -> None:
     last = long.list_records(ToolCall, "t")[-1].seq
-    page = long.list_timeline("t", after=last - 1, limit=1)
+    page = long.list_timeline("t", Part(after=last - 1, limit=1))
     assert page.runs == [run for run in long.list_records(Run, "t") if run.id == page.records[0].run_id]
     [root] = Timeline(*page).tree
     assert root.record == page.runs[0]
@@ -167,4 +167,4 @@ def test_a_page_knows_the_runs_that_began_before_it(long: Storage) -> None:
 
 def test_there_is_nothing_to_page_through_where_there_is_no_session(storage: Storage) -> None:
     assert storage.list_timeline("nowhere").records == []
-    assert storage.list_timeline("nowhere", limit=0).records == []
+    assert storage.list_timeline("nowhere", Part(limit=0)).records == []

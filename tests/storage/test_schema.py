@@ -33,7 +33,7 @@ from session_middleware.storage.sqlite import database, migrations
 from session_middleware.storage.sqlite.connection import SqliteConnection
 from session_middleware.storage.sqlite.engine import SqliteStorage
 from session_middleware.storage.sqlite.integrity import original_schema
-from session_middleware.storage.types import SessionDetails, SessionFilter, ToolCallFilter, UsageBy, UsageFilter
+from session_middleware.storage.types import Part, SessionDetails, SessionFilter, ToolCallFilter, UsageBy, UsageFilter
 from tests.memory.test_memory_in_graphs import echo
 from tests.support.memories import put_of
 
@@ -191,7 +191,7 @@ def report_everything(storage: Storage) -> None:
     for where in (ToolCallFilter(), ToolCallFilter(name="f"), ToolCallFilter(status="ok", user_id="u", since=now)):
         found = storage.list_tool_calls(where, limit=5)
         storage.list_tool_calls(where, limit=5, before=found[-1] if found else None)
-    storage.list_timeline("t", after=1, limit=5)
+    storage.list_timeline("t", Part(after=1, limit=5))
     storage.list_unfinished("t", up_to=100)
     storage.find_executions("t", ["c"])
     storage.append_repair("t", [], run_id=None, reason="x", checkpoint_id="c0")

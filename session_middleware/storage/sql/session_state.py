@@ -197,11 +197,6 @@ class SessionCounters:
         self.cost, self.opened_as, self.changed = None, None, False
         return taken
 
-    def take_title(self) -> tuple[str, ...]:
-        """As `take`, in the order of `_TITLE`; empty if there is none."""
-        title, self.title = self.title, None
-        return () if title is None else (title, title_key(title))
-
 
 @lru_cache(maxsize=256)
 def _insertion(table: str, columns: tuple[str, ...], on_conflict: str, count: int) -> str:
@@ -328,10 +323,11 @@ class SessionWrite:
         if head is not None:
             values += (*head[:3], state.home, state.session_id, head.latest_id)
         values += self._activity or ()
-        values += (title := counters.take_title())
+        if (title := counters.title) is not None:
+            values += (title, title_key(title))
+            counters.title, state.needs_title = None, False
         values += (state.session_id, state.home) if self._is_verified else (state.session_id, state.home, state.version)
-        sql = _UPDATES[head is not None, self._activity is not None, bool(title), self._is_verified]
-        state.needs_title &= not title
+        sql = _UPDATES[head is not None, self._activity is not None, title is not None, self._is_verified]
         self._connection.update_row(sql, values)
         self._is_verified, self._has_written, self.changes_head, self._activity = True, False, False, None
         state.version, state.last_seq, state.branch = state.version + 1, counters.last_seq, counters.branch

@@ -17,18 +17,20 @@ from session_middleware.storage.record_entries import ASIDE
 from session_middleware.storage.sql.connection import UNLIMITED, Connection, Cursor
 from session_middleware.storage.sql.record import branches, deletions, runs
 from session_middleware.storage.sql.row_mapping import clean, values_of
-from session_middleware.storage.types import Page, Record
+from session_middleware.storage.types import Page, Part, Record
 
 R = TypeVar("R", bound=Record)
 
-_TABLES: tuple[tuple[str, type[Record], str], ...] = (  # table, value, and the condition for the timeline
-    ("runs", Run, "TRUE"),
-    ("messages", Message, "replaced_by IS NULL"),
-    ("tool_calls", ToolCall, "TRUE"),
-    ("model_calls", ModelCall, "TRUE"),
-    ("questions", Question, "TRUE"),
-    ("events", Event, "TRUE"),
+# Table, value, the condition for the timeline, and that for the outermost graph; a model call has its node's namespace.
+_TABLES: tuple[tuple[str, type[Record], str, str], ...] = (
+    ("runs", Run, "TRUE", "TRUE"),
+    ("messages", Message, "replaced_by IS NULL", branches.OUTERMOST),
+    ("tool_calls", ToolCall, "TRUE", "checkpoint_ns = ''"),
+    ("model_calls", ModelCall, "TRUE", "instr(checkpoint_ns, '|') = 0"),
+    ("questions", Question, "TRUE", "TRUE"),
+    ("events", Event, "TRUE", "TRUE"),
 )
+_WHOLE = Part()
 _UNFINISHED: dict[str, tuple[type[Record], str]] = {
     "runs": (Run, "outcome = 'running'"),
     "tool_calls": (ToolCall, "status = 'running'"),
@@ -40,7 +42,7 @@ _UNFINISHED: dict[str, tuple[type[Record], str]] = {
 def list_records(
     connection: Connection, kind: type[R], session_id: str, *, after: int = 0, limit: int | None = None
 ) -> list[R]:
-    table = next(table for table, model, _ in _TABLES if model is kind)
+    table = next(table for table, model, *_ in _TABLES if model is kind)
     cursor = connection.execute(
         f"SELECT * FROM {table} WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
         (session_id, after, UNLIMITED if limit is None else limit),
@@ -48,23 +50,25 @@ def list_records(
     return with_interruptions(connection, values_of(kind, cursor))
 
 
-def list_timeline(connection: Connection, session_id: str, *, after: int = 0, limit: int | None = None) -> Page:
-    if limit is not None and limit <= 0:
-        return Page([], [])
-    most = UNLIMITED if limit is None else limit
+def list_timeline(connection: Connection, session_id: str, part: Part = _WHOLE) -> Page:
+    most, ends = _limit(part), (part.after, UNLIMITED if part.before is None else part.before)
+    by_seq = "ORDER BY seq DESC" if part.from_end else "ORDER BY seq"
+    conditions = {
+        table: shown if part.subgraphs else f"{shown} AND {outermost}" for table, _, shown, outermost in _TABLES
+    }
     keys = " UNION ALL ".join(
-        f"SELECT seq FROM (SELECT seq FROM {table} WHERE session_id = ? AND seq > ? AND {shown} ORDER BY seq LIMIT ?)"
-        f" AS of_{table}"
-        for table, _, shown in _TABLES
+        f"SELECT seq FROM (SELECT seq FROM {table} WHERE session_id = ? AND seq > ? AND seq < ? AND {condition}"
+        f" {by_seq} LIMIT ?) AS of_{table}"
+        for table, condition in conditions.items()
     )
-    page = connection.execute(f"{keys} ORDER BY seq LIMIT ?", (*(session_id, after, most) * len(_TABLES), most))
+    page = connection.execute(f"{keys} {by_seq} LIMIT ?", (*(session_id, *ends, most) * len(_TABLES), most))
     seqs = [seq for (seq,) in page]
     if not seqs:
         return Page([], [])
-    bounds, records = (session_id, seqs[0], seqs[-1]), list[Record]()
+    bounds, records = (session_id, min(seqs), max(seqs)), list[Record]()
     statements = {
-        f"SELECT * FROM {table} WHERE session_id = ? AND seq BETWEEN ? AND ? AND {shown}": model
-        for table, model, shown in _TABLES
+        f"SELECT * FROM {table} WHERE session_id = ? AND seq BETWEEN ? AND ? AND {conditions[table]}": model
+        for table, model, *_ in _TABLES
     }
     for sql in statements:
         connection.prefetch(sql, bounds)
@@ -136,9 +140,8 @@ _PROCESS = """
 def list_messages(
     connection: Connection,
     session_id: str,
+    part: Part = _WHOLE,
     *,
-    after: int = 0,
-    limit: int | None = None,
     all_versions: bool = False,
     branch: str | None = None,
 ) -> list[Message]:
@@ -147,24 +150,40 @@ def list_messages(
     if session is None:
         return []
     branch = branch or session[0]
+    where = "TRUE" if part.subgraphs else branches.OUTERMOST
     if branch == "all" or (branch == branches.MAIN and not session[1]):  # in the order of `seq`
-        deleted = _deleted_at(connection, session_id, after) if branch != "all" else None
+        after, before = part.after, UNLIMITED if part.before is None else part.before
+        if branch != "all":
+            after, before = (_position(connection, session_id, seq) for seq in (after, before))
         cursor = connection.execute(
-            "SELECT * FROM messages WHERE session_id = ? AND seq > ? AND (? OR replaced_by IS NULL)"
-            " ORDER BY seq LIMIT ?",
-            (
-                session_id,
-                int(deleted.position) if deleted else after,
-                all_versions,
-                UNLIMITED if limit is None else limit,
-            ),
+            "SELECT * FROM messages WHERE session_id = ? AND seq > ? AND seq < ? AND (? OR replaced_by IS NULL)"
+            f" AND {where} ORDER BY seq {'DESC' if part.from_end else 'ASC'} LIMIT ?",
+            (session_id, after, before, all_versions, _limit(part)),
         )
-        return with_interruptions(connection, values_of(Message, cursor))
-    messages = values_of(Message, rows_of(connection, "*", session_id, branch))
+        messages = values_of(Message, cursor)
+        return with_interruptions(connection, messages[::-1] if part.from_end else messages)
+    messages = values_of(Message, rows_of(connection, "*", session_id, branch, where=where))
     if not all_versions:
         messages = list({message.message_id: message for message in messages}.values())
     messages.sort(key=lambda message: (message.position, message.seq))
-    return with_interruptions(connection, messages[_start(connection, session_id, messages, after) :][:limit])
+    first, end = _place(connection, session_id, messages, part.after)[0], len(messages)
+    if part.before is not None:
+        end, is_there = _place(connection, session_id, messages, part.before)
+        end -= is_there
+    messages = messages[first : max(first, end)]
+    if part.from_end and part.limit is not None:
+        messages = messages[max(0, len(messages) - part.limit) :]
+    return with_interruptions(connection, messages[: part.limit])
+
+
+def _limit(part: Part) -> int:
+    return UNLIMITED if part.limit is None else part.limit
+
+
+def _position(connection: Connection, session_id: str, seq: int) -> int:
+    """The place of a seq in a conversation that is in the order of `seq`, where a message may have been deleted."""
+    deleted = _deleted_at(connection, session_id, seq)
+    return int(deleted.position) if deleted else seq
 
 
 # Whether messages were moved or there are branches; otherwise the order is that of `seq`.
@@ -186,40 +205,41 @@ def count_messages(connection: Connection, session_id: str) -> Counter[str]:
     return Counter(dict(rows_of(connection, "message_id, role", session_id, session[0]).fetchall()).values())
 
 
-def rows_of(connection: Connection, fields: str, session_id: str, branch: str) -> Cursor:
+def rows_of(connection: Connection, fields: str, session_id: str, branch: str, *, where: str = "TRUE") -> Cursor:
     """Select the messages of a branch and of its ancestors, all versions, in order of `seq`."""
     line = branches.line(connection, session_id, branch)
     ours = " OR ".join(["branch = ? AND seq <= ?"] * len(line))
     return connection.execute(
-        f"SELECT {fields} FROM messages WHERE session_id = ? AND ({ours}) ORDER BY seq",
+        f"SELECT {fields} FROM messages WHERE session_id = ? AND ({ours}) AND {where} ORDER BY seq",
         (session_id, *(value for part in line for value in part)),
     )
 
 
-def _start(connection: Connection, session_id: str, messages: Sequence[Message], after: int) -> int:
-    """Return the number of messages before the page that follows the message at `after`.
+def _place(connection: Connection, session_id: str, messages: Sequence[Message], seq: int) -> tuple[int, bool]:
+    """Return the number of messages up to the one at `seq`, and whether that is the last of them.
 
     That message may be an older version, deleted, or of another branch, whose common part with this one counts.
     """
-    if not after:
-        return 0
-    if start := _count_to(messages, lambda message: message.seq == after):
-        return start
+    if not seq:
+        return 0, False
+    if count := _count_to(messages, lambda message: message.seq == seq):
+        return count, True
     sql = "SELECT message_id, position, branch FROM messages WHERE session_id = ? AND seq = ?"
-    row = connection.execute(sql, (session_id, after)).fetchone()
+    row = connection.execute(sql, (session_id, seq)).fetchone()
     if row is None:
-        deleted = _deleted_at(connection, session_id, after)
-        row = deleted[:3] if deleted else ("", after, branches.MAIN)
+        deleted = _deleted_at(connection, session_id, seq)
+        row = deleted[:3] if deleted else ("", seq, branches.MAIN)
     message_id, position, branch = row
-    if start := _count_to(messages, lambda message: message.message_id == message_id):
-        return start
+    if count := _count_to(messages, lambda message: message.message_id == message_id):
+        return count, True
     line = branches.line(connection, session_id, branch)
-    return _count_to(
+    is_before = _count_to(
         messages,
         lambda message: (
             message.position <= position and any(message.branch == of and message.seq <= upto for of, upto in line)
         ),
     )
+    return is_before, False
 
 
 def _count_to(messages: Sequence[Message], is_it: Callable[[Message], bool]) -> int:
