@@ -382,6 +382,16 @@ class ModelCall(Record):
         return _joined(*parts, outcome=_cut(self.error, full=full))
 
 
+def _spoken(value: Any, *, full: bool) -> str | None:
+    """A question or an answer as text; of LangChain's `HumanInTheLoopMiddleware` its tool calls and decisions."""
+    for key, name in (("action_requests", "name"), ("decisions", "type")):
+        listed = value.get(key) if isinstance(value, dict) else None
+        if not full and isinstance(listed, list) and all(isinstance(one, dict) and name in one for one in listed):
+            args = (f"({arguments_text(one['args'], full=False)})" if "args" in one else "" for one in listed)
+            return ", ".join(f"{one[name]}{call}" for one, call in zip(listed, args, strict=True))
+    return json_text(value, full=full)
+
+
 class Question(Record):
     """A question that a graph asked at an interrupt, and the answer with which a run resumed it.
 
@@ -403,14 +413,22 @@ class Question(Record):
     answer_run_id: str | None = None  # that run
     flags: tuple[str, ...] = ()  # "withheld:value", "redacted:emails" …
 
+    @property
+    def asked(self) -> str:
+        """The node and the question as one line of text."""
+        return self._asked(full=False)
+
+    def _asked(self, *, full: bool) -> str:
+        asked = "a breakpoint" if self.interrupt_id is None else _spoken(self.value, full=full) or "a question"
+        return f"{self.node}: {asked}" if self.node else asked
+
     def describe(self, *, full: bool = False) -> str:
-        asked = "a breakpoint" if self.interrupt_id is None else json_text(self.value, full=full)
         if self.status == "answered":
             by = f" (by {self.answered_by})" if self.answered_by else ""
-            outcome = f"{'continued' if self.interrupt_id is None else json_text(self.answer, full=full)}{by}"
+            outcome = f"{'continued' if self.interrupt_id is None else _spoken(self.answer, full=full)}{by}"
         else:
             outcome = "not answered yet" if self.status == "open" else "dropped"
-        return f"{self.node + ': ' if self.node else ''}{asked} → {outcome}"
+        return f"{self._asked(full=full)} → {outcome}"
 
 
 class Event(Record):

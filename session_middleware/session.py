@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from datetime import datetime, timedelta
 from functools import partial, wraps
@@ -45,6 +45,7 @@ from session_middleware.runtime.run_context import identity_of, run_config
 from session_middleware.settings import duration_of
 from session_middleware.storage import validation
 from session_middleware.storage.executor import StorageExecutor, async_twin
+from session_middleware.storage.filters import passes
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext, RunState, SessionHandle
 from session_middleware.storage.timeline import Timeline
@@ -508,9 +509,26 @@ class Session(SessionFields):
         self._sessions.recorder.drain(self.id)
         return Rows(self._storage.list_branches(self.id))
 
-    def runs(self, *, after: int = 0, limit: int | None = None) -> list[Run]:
-        """The runs, in order."""
-        return self._records(Run, after, limit)
+    def runs(
+        self,
+        *,
+        after: int = 0,
+        limit: int | None = None,
+        tags: Sequence[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> list[Run]:
+        """The runs, in order; of those with labels, the runs that have all these tags and this metadata.
+
+        A filter of metadata is as in LangGraph's stores: ``{"experiment": "b"}``, ``{"attempt": {"$gt": 1}}``.
+        With a filter, all runs after `after` are read.
+        """
+        wanted = set(validation.checked_tags(tags))
+        validation.check_kind("metadata", metadata, Mapping | None, "a dict")
+        if not wanted and not metadata:
+            return self._records(Run, after, limit)
+        limit = validation.checked_limit(limit)
+        runs = self._records(Run, after, None)
+        return Rows([run for run in runs if wanted <= set(run.tags) and passes(run.metadata, metadata)][:limit])
 
     def questions(self, *, after: int = 0, limit: int | None = None) -> list[Question]:
         """What the graph asked at its interrupts, in order, with the answers."""

@@ -22,6 +22,7 @@ from session_middleware.models import (
     Event,
     Explanation,
     Identity,
+    Question,
     SessionInfo,
     SessionOrder,
     ToolCall,
@@ -158,6 +159,28 @@ class SessionAccess:
         self._operator._flush()
         return self._checked(self._storage.count_sessions(validation.filter_of(self._identity, **filters)))
 
+    @validation.spelled_out(validation.SessionFilters)
+    def unfinished(
+        self,
+        *,
+        cancelled: bool = False,
+        limit: int | None = None,
+        **filters: Unpack[validation.SessionFilters],
+    ) -> builtins.list[Session]:
+        """Open sessions whose latest run was cut off because its process died, latest activity first.
+
+        An app resumes them when it starts: ``graph.invoke(None, session.config())``. Sessions whose graph waits for
+        an answer, in which a run is in progress, or whose run had put no checkpoint, are not among them.
+
+        Args:
+            cancelled: include sessions whose latest run was cancelled, as by Ctrl-C or a stopping server.
+        """
+        self._operator._flush()
+        validation.check_kind("cancelled", cancelled, bool, "True or False")
+        where, limit = validation.filter_of(self._identity, **filters), validation.checked_limit(limit)
+        found = self._storage.list_unfinished_sessions(where, cancelled=cancelled, limit=limit)
+        return Rows(self._session(info) for info in self._checked(found))
+
     def copy(self, session_id: object, to: object = None) -> Session:
         """Fork a session, by default with a new id: its state, owner, title, tags, metadata, and messages.
 
@@ -261,7 +284,9 @@ class SessionAccess:
         chosen, settings = lifecycle.session_id_of(session_id), self._operator.settings
         session = self._find(chosen)
         if session is not None:
-            return explain(session, settings, self._operator._clock(), self._storage.list_records(Event, chosen))
+            asked = self._storage.list_records(Question, chosen) if session.waiting_count else []
+            events = self._storage.list_records(Event, chosen)
+            return explain(session, settings, self._operator._clock(), events, asked)
         tombstone = self._tombstone(chosen)
         if tombstone is None and self._identity is not None:
             raise SessionNotFound(chosen)
@@ -398,6 +423,7 @@ class SessionAccess:
     aget = async_twin(get)
     alist = async_twin(list)
     acount = async_twin(count)
+    aunfinished = async_twin(unfinished)
     acopy = async_twin(copy)
     adelete = async_twin(delete)
     arestore = async_twin(restore)

@@ -92,6 +92,7 @@ _FILTERS: dict[str, tuple[str, dict[str, Any]]] = {
     "group_id": ("--group", {"metavar": "ID", "help": "Only sessions of this group."}),
     "tags": ("--tag", {"metavar": "TAG", "multiple": True, "help": "Only with this tag; may be repeated."}),
     "status": ("--status", {"metavar": "STATUS", "help": "Only with this status, such as expired."}),
+    "waiting": ("--waiting", {"is_flag": True, "default": None, "help": "Only those whose graph waits for an answer."}),
     "since": ("--since", {"metavar": "TIME", "help": "Only active since a day (2026-01-31) or an age (7d)."}),
     "until": ("--until", {"metavar": "TIME", "help": "Only last active before a day or an age."}),
 }

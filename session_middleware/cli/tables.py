@@ -48,6 +48,8 @@ _STYLES = {  # of a status, an outcome, an action and a kind of record
     "error": styles.RED,
     "refused": styles.RED,
     "interrupted": styles.PURPLE,
+    "waiting": styles.ORANGE,
+    "question": styles.ORANGE,
     "delete": styles.RED,
     "user": f"bold {styles.TEAL}",
     "assistant": f"bold {styles.GREEN}",
@@ -152,6 +154,8 @@ def _cell(value: Any, field: str) -> Text:
         return Text(f"{content:,}")
     if isinstance(content, float):
         return Text(duration_text(content) if field.endswith("_ms") else f"${content:,.4f}")
+    if field == "status" and getattr(value, "waiting_count", None):
+        return _styled(content).append(", ").append_text(_styled("waiting"))
     return _styled(content) if field in ("status", "action") else _text(content)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from session_middleware import lifecycle
 from session_middleware.display.text import second_text, span_text
-from session_middleware.models import Event, Explanation, SessionInfo
+from session_middleware.models import Event, Explanation, Question, SessionInfo
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.types import TombstoneInfo
 
@@ -29,13 +29,17 @@ _ON_RESUME = {
 
 
 def explain(
-    session: SessionInfo, settings: SessionSettings, now: datetime, events: Sequence[Event] = ()
+    session: SessionInfo,
+    settings: SessionSettings,
+    now: datetime,
+    events: Sequence[Event] = (),
+    questions: Sequence[Question] = (),
 ) -> Explanation:
     """Explain a session. Its `events` say which session it replaced, or which one replaced it."""
     current = lifecycle.as_of(session, settings, now)
     found: dict[str, Any] = {"session_id": session.id, "status": current.status, "reason": current.reason}
     fill_in = _explain_open if current.status in lifecycle.OPEN else _explain_ended
-    sentences = [*fill_in(found, session, current, settings), *_fresh_starts(events)]
+    sentences = [*fill_in(found, session, current, settings), *_waits(questions), *_fresh_starts(events)]
     return Explanation(**found, text=f"session {session.id!r}: {'; '.join(sentences)}")
 
 
@@ -85,6 +89,13 @@ def _explain_ended(
     elif deleted_at is not None:
         found |= {"next_status": "deleted", "next_reason": "retention", "next_at": deleted_at}
         yield f"it is deleted at {_time(deleted_at)} (retention)"
+
+
+def _waits(questions: Sequence[Question]) -> Iterator[str]:
+    for question in questions:
+        if question.status == "open":
+            what = "a run that continues from" if question.interrupt_id is None else "an answer to"
+            yield f"its graph waits since {_time(question.asked_at)} for {what} {question.asked}"
 
 
 def _fresh_starts(events: Sequence[Event]) -> Iterator[str]:

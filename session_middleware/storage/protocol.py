@@ -139,6 +139,14 @@ class Storage(Protocol):
         `after` is the previous page's last as it was read there, and need not be there any more.
         """
 
+    def list_unfinished_sessions(
+        self, where: SessionFilter, *, cancelled: bool, limit: int | None
+    ) -> list[SessionInfo]:
+        """Open sessions whose latest run was cut off, latest activity first; not those that wait for an answer.
+
+        The run's process has ended, and no run is in progress. With `cancelled` also those whose run was cancelled.
+        """
+
     def count_sessions(self, where: SessionFilter) -> int: ...
 
     def list_ids(self, prefix: str, *, limit: int, deleted: bool = False) -> list[str]:

@@ -56,6 +56,7 @@ class SessionFilter(NamedTuple):
     title: str | None = None  # a part of it, as a `title_key`
     visible_to: Identity | None = None  # owned by the user, or shared with one of the user's groups
     waiting: bool | None = None  # whether its graph waits for an answer
+    ids: Sequence[str] = ()  # one of them
 
 
 class SessionDetails(NamedTuple):

@@ -101,9 +101,7 @@ def filter_of(visible_to: Identity | None, **given: Unpack[SessionFilters]) -> S
     tags, metadata, title = given.get("tags"), given.get("metadata"), given.get("title")
     waiting = given.get("waiting")
     owners = owner_id_or_none("user_id", given.get("user_id")), owner_id_or_none("group_id", given.get("group_id"))
-    chosen = () if tags is None else _listed(tags)
-    if not all(isinstance(tag, str) for tag in chosen):
-        raise InvalidArgument("tags", tags, wanted="a list of texts")
+    chosen = checked_tags(tags)
     if metadata is not None and not (isinstance(metadata, Mapping) and all(map(_is_plain, metadata.items()))):
         raise InvalidArgument("metadata", metadata, wanted="a dict from keys to texts, numbers or booleans")
     check_optional_text("title", title)
@@ -129,6 +127,14 @@ def _statuses_of(given: Any) -> tuple[Any, ...]:
     if "open" in names or {"active", "idle"} <= names:
         names = names - {"active", "idle"} | {"open"}
     return tuple(sorted(names))
+
+
+def checked_tags(tags: Any) -> Sequence[str]:
+    """The tags to look for. Raises `InvalidArgument`."""
+    chosen = () if tags is None else _listed(tags)
+    if not all(isinstance(tag, str) for tag in chosen):
+        raise InvalidArgument("tags", tags, wanted="a list of texts")
+    return chosen
 
 
 def check_status(status: str | None, *also: str) -> None:

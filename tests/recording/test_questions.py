@@ -53,6 +53,7 @@ def as_json(graph: Any, config: RunnableConfig) -> list[str]:
     return [one.id for one in graph.get_state(config).interrupts]
 
 
+@pytest.mark.usefixtures("each_engine")
 @pytest.mark.parametrize("mode", MODES)
 def test_a_question_waits_for_its_answer_which_is_no_message(mode: str, sessions: Sessions) -> None:
     graph, config = prepared(asking({"amount": 5}), sessions, mode)
@@ -126,6 +127,7 @@ def test_new_input_drops_the_question(mode: str, sessions: Sessions) -> None:
     assert asked(sessions) == [("may I?", "dropped", None), ("may I?", "answered", "yes")]
 
 
+@pytest.mark.usefixtures("each_engine")
 def test_a_run_from_an_earlier_checkpoint_drops_the_question_and_asks_anew(sessions: Sessions) -> None:
     graph, config = prepared(asking("may I?"), sessions)
     graph.invoke({"messages": "hi"}, config)

@@ -49,7 +49,7 @@ from session_middleware.storage.sql.session_state import (
     end_writes,
 )
 from session_middleware.storage.sql.session_state import find as find_state
-from session_middleware.storage.sql.sessions import admission, endings, events, leases, session_rows
+from session_middleware.storage.sql.sessions import admission, endings, events, leases, session_rows, unfinished
 from session_middleware.storage.sql.sessions.engine import SessionOperations
 from session_middleware.storage.types import DeletionCounts, SessionDetails, SessionFilter
 
@@ -263,6 +263,11 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         after: SessionFields | None = None,
     ) -> list[SessionInfo]:
         return self._read(session_rows.list_, where, self._rules, limit=limit, order=order, after=after)
+
+    def list_unfinished_sessions(
+        self, where: SessionFilter, *, cancelled: bool, limit: int | None
+    ) -> list[SessionInfo]:
+        return self._read(unfinished.list_, where, self._rules, cancelled=cancelled, limit=limit)
 
     def count_sessions(self, where: SessionFilter) -> int:
         return self._read(session_rows.count, where, self._rules)

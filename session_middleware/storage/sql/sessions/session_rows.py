@@ -281,6 +281,7 @@ _CONDITIONS: dict[str, Any] = {
     " FROM json_each(CASE WHEN json_valid(sessions.metadata) THEN sessions.metadata END) AS own"
     " WHERE own.key = wanted.key AND own.type = wanted.type AND own.value = wanted.value))",
     "title": "instr(title_key, :title) > 0",
+    "ids": "id IN (SELECT value FROM json_each(:ids))",
 }
 _SHARED = "visibility != 'private' AND group_id = :{} AND user_id != :viewer"
 _ORDERS: Mapping[SessionOrder, tuple[str, str, str]] = {  # the column, and how it and the id go on
