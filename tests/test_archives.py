@@ -217,7 +217,7 @@ def test_a_file_that_a_killed_sweep_left_goes_with_its_session(
     content = path.read_bytes()
     sessions.restore("t").update(on_expire="keep")
     path.write_bytes(content)
-    (half := path.with_name(f"{path.name}.partial")).write_bytes(content[:99])
+    (half := path.with_name(f"partial.{path.name}")).write_bytes(content[:99])
     if way == "delete":
         assert sessions.delete("t").bytes_freed >= len(content)
     elif way == "forget":

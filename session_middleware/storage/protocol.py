@@ -89,6 +89,7 @@ _WHOLE = Part()
 
 class Storage(Protocol):
     name: str  # for messages: the path, or ":memory:"
+    backup_suffix: str  # ".db", or ".jsonl.gz"
 
     def close(self) -> None:
         """Release all resources. Closing twice is allowed; any other call afterwards raises `StorageError`."""
@@ -236,6 +237,12 @@ class Storage(Protocol):
         sessions that are here already. Raises `StorageError` for a file that is not what was exported, and
         `SessionExists` for an id that is taken; `by` a user also `StorageError` for a session of another user, and
         `SessionLimitReached`.
+        """
+
+    def back_up(self, path: Path, *, progress: Progress | None = None) -> None:
+        """Write a verified copy of one snapshot to a file, atomically: a database file, or an export of all sessions.
+
+        The second where the database is no file. `backup_suffix` names the kind.
         """
 
     def find_tombstone(self, session_id: str) -> TombstoneInfo | None: ...
