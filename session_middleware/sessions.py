@@ -394,15 +394,17 @@ class Sessions(SessionAccess):
         Raises:
             StorageError: the copy cannot be written, or is damaged because the database is. Older backups remain.
         """
-        target, suffix = checked_path(path), self._storage.backup_suffix
+        target, is_server = checked_path(path), "://" in self._storage.name
         if keep is not None and (not isinstance(keep, int) or isinstance(keep, bool) or keep < 1):
             raise InvalidArgument("keep", keep, wanted="the number of backups to keep, such as 7")
         self._flush()
-        stem = "sessions" if "://" in self._storage.name else Path(self._storage.name).stem.strip(":")
+        stem, suffix = Path(self._storage.name).stem.strip(":"), ".db"
+        if is_server:
+            stem, suffix = "sessions", ".jsonl.gz"
         folder = target if keep is not None or target.is_dir() else None
         if folder is not None:
             target = folder / f"{stem}-{self._clock():%Y%m%d-%H%M%S-%f}{suffix}"
-        if suffix != ".db":
+        if is_server:
             logger.warning("%s is a server's database: back it up with pg_dump; %s is an export", self, target)
         with progress_bar("backing up", wanted=progress) as report:
             self._storage.back_up(target, progress=report)

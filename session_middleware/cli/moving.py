@@ -82,7 +82,7 @@ def backup(sessions: Sessions, path: str, keep: int | None) -> None:
     click.echo(f"backed up to {target}, and checked")
 
 
-@command("restore-backup backups/sessions-20260131-030000-000000.db", db=None)
+@command("restore-backup copy.db", db=None)
 @click.argument("backup", type=click.Path())
 @options.new_db_option
 @options.yes_option

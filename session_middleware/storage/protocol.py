@@ -89,7 +89,6 @@ _WHOLE = Part()
 
 class Storage(Protocol):
     name: str  # for messages: the path, or ":memory:"
-    backup_suffix: str  # ".db", or ".jsonl.gz"
 
     def close(self) -> None:
         """Release all resources. Closing twice is allowed; any other call afterwards raises `StorageError`."""
@@ -242,7 +241,7 @@ class Storage(Protocol):
     def back_up(self, path: Path, *, progress: Progress | None = None) -> None:
         """Write a verified copy of one snapshot to a file, atomically: a database file, or an export of all sessions.
 
-        The second where the database is no file. `backup_suffix` names the kind.
+        The second where the database is on a server.
         """
 
     def find_tombstone(self, session_id: str) -> TombstoneInfo | None: ...

@@ -71,8 +71,6 @@ _BEGIN, _BEGIN_SNAPSHOT = b"BEGIN", b"BEGIN ISOLATION LEVEL REPEATABLE READ READ
 class PostgresStorage(SqlStorage):
     """The storage in one PostgreSQL database."""
 
-    backup_suffix = ".jsonl.gz"
-
     def __init__(self, url: str, settings: SessionSettings, *, clock: Clock) -> None:
         super().__init__(PostgresDatabase(url, synchronous=settings.synchronous), settings, clock=clock)
 

@@ -58,7 +58,6 @@ T = TypeVar("T")
 
 
 class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
-    backup_suffix: str
     list_checkpoint_namespaces = reading(checkpoints.list_namespaces)
     find_message_point = reading(points.find_message_point)
 

@@ -14,7 +14,6 @@ from session_middleware.storage.types import Progress
 
 
 class SqliteStorage(SqlStorage):
-    backup_suffix = ".db"
     _database: SqliteDatabase
 
     def __init__(self, path: str, settings: SessionSettings, *, clock: Clock) -> None:
