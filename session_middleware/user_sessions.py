@@ -353,28 +353,29 @@ class SessionAccess:
         found = self._checked(self._storage.search_memories(asked))
         return Rows(_hit(stored, query, marks) for stored in found)
 
+    @validation.spelled_out(validation.SessionFilters)
     def usage(
         self,
         by: UsageBy | None = None,
         *,
-        user_id: str | None = None,
-        group_id: str | None = None,
         session_id: object = None,
         since: datetime | None = None,
         until: datetime | None = None,
+        **filters: Unpack[validation.CallFilters],
     ) -> builtins.list[Usage]:
         """Tokens, cost and durations of model calls, by user, group, session, model or day; by tool: of tool calls.
 
         The default is by user, and for `for_user` by session. Counts calls that began at or after `since` and before
-        `until`. The highest cost comes first, then the most calls; days are in order.
+        `until`, in the sessions that `list` finds with the other filters. The highest cost comes first, then the most
+        calls; days are in order.
         """
         self._operator.recorder.drain()
         chosen = None if session_id is None else lifecycle.session_id_of(session_id)
+        user_id, group_id = filters.pop("user_id", None), filters.pop("group_id", None)
         owners = self._owner_id(user_id), lifecycle.owner_id_or_none("group_id", group_id)
-        by = by or ("user" if self._identity is None else "session")
-        found = self._checked(
-            self._storage.sum_usage(by, UsageFilter(*owners, chosen, *validation.period_of(since, until)))
-        )
+        by, period = by or ("user" if self._identity is None else "session"), validation.period_of(since, until)
+        of = validation.filter_of(None, **filters) if filters else None
+        found = self._checked(self._storage.sum_usage(by, UsageFilter(*owners, chosen, *period, of)))
         if by == "day":
             return Rows(sorted(found, key=lambda one: one.key or ""))
         return Rows(sorted(found, key=lambda one: (-(one.cost or 0.0), -one.calls, one.key or "")))

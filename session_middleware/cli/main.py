@@ -17,6 +17,7 @@ import click
 
 from session_middleware import __version__
 from session_middleware.cli import editing, moving, reading, running, sentences, upkeep
+from session_middleware.cli.options import Context
 from session_middleware.errors import SessionError
 
 _THEMES = {
@@ -28,6 +29,9 @@ _THEMES = {
 }
 
 
+_WHOLE = 1_000  # characters of the first sentence of a command's help
+
+
 class _InvalidArgument(click.ClickException):
     exit_code = 2  # as click's own usage errors
 
@@ -35,11 +39,12 @@ class _InvalidArgument(click.ClickException):
 class _Commands(click.Group):
     """Lists commands by theme, and prints the errors of this package as one line on stderr."""
 
+    context_class = Context
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        space = formatter.width - 6 - max(map(len, self.commands))
         for theme, commands in _THEMES.items():
             with formatter.section(theme):
-                formatter.write_dl([(str(each.name), each.get_short_help_str(space)) for each in commands])
+                formatter.write_dl([(str(each.name), each.get_short_help_str(_WHOLE)) for each in commands])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

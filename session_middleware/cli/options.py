@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import wraps
@@ -13,11 +14,27 @@ from click.shell_completion import CompletionItem
 
 _DEFAULT = "[default: SESSION_STORAGE_URL, or sessions.db]"
 _MOST_COMPLETED = 50  # ids
+_NARROW = 60  # columns
 
 db_option = click.option("--db", metavar="FILE", help=f"The database: a file, or a postgresql:// URL. {_DEFAULT}")
 new_db_option = click.option("--db", metavar="FILE", help=f"The database; a file is created if missing. {_DEFAULT}")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only report what would be done.")
+
+
+class _Help(click.HelpFormatter):
+    """In a narrow terminal the text of a long option is below it."""
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        super().write_dl(rows, 10 if self.width < _NARROW else col_max, col_spacing)
+
+
+class Context(click.Context):
+    formatter_class = _Help
+
+
+class _Command(click.Command):
+    context_class = Context
 
 
 def command(
@@ -50,7 +67,7 @@ def command(
         with_db = run if db is None else (new_db_option if db == "new" else db_option)(run)
         lines = [f"  session-middleware {example}" for example in examples]
         chosen = name or function.__name__.removesuffix("_command").replace("_", "-")
-        return click.command(chosen, epilog="\b\n" + "\n".join(["Examples:", *lines]))(with_db)
+        return click.command(chosen, cls=_Command, epilog="\b\n" + "\n".join(["Examples:", *lines]))(with_db)
 
     return decorate
 
@@ -58,7 +75,7 @@ def command(
 # Sessions
 
 
-def complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def _complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The session ids that begin with what was typed. A shell shows no error, so there is none."""
     from session_middleware.cli.opening import ids_of
 
@@ -70,7 +87,8 @@ def complete(context: click.Context, _: click.Parameter, incomplete: str) -> lis
 
 def id_argument(name: str = "session_id", **given: Any) -> Callable[..., Any]:
     """The id of a session, the beginning of one, or ``last``."""
-    return click.argument(name, metavar="ID", shell_complete=complete, **given)
+    metavar = "[ID]..." if given.get("nargs") == -1 else "ID" if given.get("required", True) else "[ID]"
+    return click.argument(name, metavar=metavar, shell_complete=_complete, **given)
 
 
 def session_argument(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -91,8 +109,10 @@ _FILTERS: dict[str, tuple[str, dict[str, Any]]] = {
     "user_id": ("--user", {"metavar": "ID", "help": "Only sessions of this owner."}),
     "group_id": ("--group", {"metavar": "ID", "help": "Only sessions of this group."}),
     "tags": ("--tag", {"metavar": "TAG", "multiple": True, "help": "Only with this tag; may be repeated."}),
-    "status": ("--status", {"metavar": "STATUS", "help": "Only with this status, such as expired."}),
-    "waiting": ("--waiting", {"is_flag": True, "default": None, "help": "Only those whose graph waits for an answer."}),
+    "status": ("--status", {"metavar": "STATUS", "multiple": True, "help": "Only with this status; may be repeated."}),
+    "title": ("--title", {"metavar": "TEXT", "help": "Only with this text in the title."}),
+    "metadata": ("--metadata", {"metavar": "KEY=VALUE", "multiple": True, "help": "Only with this; may be repeated."}),
+    "waiting": ("--waiting", {"is_flag": True, "help": "Only those whose graph waits for an answer."}),
     "since": ("--since", {"metavar": "TIME", "help": "Only active since a day (2026-01-31) or an age (7d)."}),
     "until": ("--until", {"metavar": "TIME", "help": "Only last active before a day or an age."}),
 }
@@ -106,12 +126,26 @@ def filters(function: Callable[..., Any]) -> Callable[..., Any]:
         given = {name: options.pop(name) for name in _FILTERS}
         for name in ("since", "until"):
             given[name] = moment_of(f"--{name}", given[name])
-        where = {name: value for name, value in given.items() if value not in (None, ())}
+        given["metadata"] = dict(map(_pair_of, given["metadata"]))
+        where = {name: value for name, value in given.items() if value not in (None, (), {}, False)}
         return function(*args, where=where, **options)
 
     for name, (flag, given) in reversed(_FILTERS.items()):
         run = click.option(flag, name, **given)(run)
     return run
+
+
+def _pair_of(text: str) -> tuple[str, Any]:
+    """The key and the value, which is JSON (a number, a boolean, a quoted text) or a text."""
+    from session_middleware.errors import InvalidArgument
+
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise InvalidArgument("--metadata", text, wanted="a key and a value, such as plan=pro")
+    with suppress(ValueError):
+        found = json.loads(value)
+        return key, found if isinstance(found, str | int | float) else value
+    return key, value
 
 
 def moment_of(name: str, text: str | None) -> datetime | None:

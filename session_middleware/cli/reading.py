@@ -30,12 +30,22 @@ _NOTE = "{} of {}; see more with --limit {}"
     "list",
     "list --user alice --status idle",
     "list --tag support --since 7d --jsonl",
+    "list --waiting",
 )
 @options.filters
 @click.option("--archived", is_flag=True, help="Only archived sessions.")
+@click.option(
+    "--order",
+    type=click.Choice(["activity", "creation", "title"]),
+    default="activity",
+    show_default=True,
+    help="The latest first, or by title.",
+)
 @_limit_option
 @output_options
-def list_command(sessions: Sessions, where: dict[str, Any], archived: bool, limit: int, output: str | None) -> None:
+def list_command(
+    sessions: Sessions, where: dict[str, Any], archived: bool, order: Any, limit: int, output: str | None
+) -> None:
     """List sessions, latest activity first."""
     from session_middleware.cli import tables
 
@@ -45,7 +55,7 @@ def list_command(sessions: Sessions, where: dict[str, Any], archived: bool, limi
         files = sessions.list_archived(limit=limit, **where)
         print_result(files, tables.archives_table(files), output)
         return
-    found = sessions.list(limit=limit, **where)
+    found = sessions.list(limit=limit, order=order, **where)
     print_result(found, tables.sessions_table(found), output)
     if output is None and len(found) == limit and (total := sessions.count(**where)) > limit:
         click.echo(_NOTE.format(len(found), total, total))

@@ -28,6 +28,7 @@ from session_middleware.models import (
     Event,
     Message,
     ModelCall,
+    Question,
     Run,
     SessionFields,
     ToolCall,
@@ -87,7 +88,7 @@ _USAGE = {
     "median": "p50_ms",
     "p95": "p95_ms",
 }
-_TITLE_CHARACTERS = 40
+_TITLE_CELLS = 40
 _MESSAGE_CHARACTERS = 110
 _FOLDED = frozenset({"user_id", "path"})  # fields that may take several lines
 _UNBOUNDED = 1_000_000  # columns
@@ -113,41 +114,54 @@ class Listing:
             yield Text(self._empty, style="dim")
             return
         has_times = any(field.endswith("_at") for field in self._columns.values())
+        rows = [[_cell(value, field) for field in self._columns.values()] for value in self._values]
+        titles = [_text(getattr(value, "title", None) or "", "dim") for value in self._values]
+        table = self._table(rows)
+        spare = options.max_width - _width_of(console, options, table)
+        if spare >= 0 or not console.is_terminal:
+            room = max(name.cell_len for name, *_ in rows) + spare if console.is_terminal else _UNBOUNDED
+            for (name, *_), title in zip(rows, titles, strict=True):
+                title.truncate(min(room, _TITLE_CELLS), overflow="ellipsis")
+                if title:
+                    name.append("\n").append_text(title)
+            table.caption, table.caption_justify = "times are UTC" if has_times else None, "right"
+            width = _width_of(console, options, table)
+            yield from console.render(table, options.update(width=max(width, options.max_width)))
+            return
+        for (name, *others), title in zip(rows, titles, strict=True):
+            name.stylize("bold")
+            yield from console.render(name, options.update(width=_UNBOUNDED, no_wrap=True))
+            named = zip(tuple(self._columns)[1:], table.columns[1:], others, strict=True)
+            values = [
+                cell + f" {label.removesuffix('s') if cell.plain == '1' else label}"
+                if column.justify == "right"
+                else cell
+                for label, column, cell in named
+                if cell.plain != _NONE
+            ]
+            title.truncate(_TITLE_CELLS, overflow="ellipsis")
+            lines = [*([title] if title else ()), Text(" · ").join(values)]
+            yield from (Padding(line, (0, 0, 0, 2), expand=False) for line in lines)
+        if has_times:
+            yield Text("times are UTC", style="dim")
+
+    def _table(self, rows: Sequence[Sequence[Text]]) -> Table:
         table = Table(box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, pad_edge=False)
-        table.caption, table.caption_justify = "times are UTC" if has_times else None, "right"
         for name, field in self._columns.items():
             table.add_column(name, overflow="fold", no_wrap=field not in _FOLDED)
             is_number = any(isinstance(getattr(value, field), int | float) for value in self._values)
             table.columns[-1].justify = "right" if is_number else "left"
-        rows = [[_cell(value, field) for field in self._columns.values()] for value in self._values]
         for row in rows:
             table.add_row(*row)
-        width = Measurement.get(console, options.update(width=_UNBOUNDED), table).maximum
-        if width <= options.max_width or not console.is_terminal:
-            yield from console.render(table, options.update(width=max(width, options.max_width)))
-            return
-        for first, *others in rows:
-            shown, *title = first.split("\n")
-            shown.stylize("bold")
-            yield from console.render(shown, options.update(width=_UNBOUNDED, no_wrap=True))
-            named = zip(tuple(self._columns)[1:], table.columns[1:], others, strict=True)
-            values = [
-                cell + f" {name.removesuffix('s') if cell.plain == '1' else name}"
-                if column.justify == "right"
-                else cell
-                for name, column, cell in named
-                if cell.plain != _NONE
-            ]
-            yield from (Padding(line, (0, 0, 0, 2), expand=False) for line in (*title, Text(" · ").join(values)))
-        if has_times:
-            yield Text("times are UTC", style="dim")
+        return table
+
+
+def _width_of(console: Console, options: ConsoleOptions, table: Table) -> int:
+    return Measurement.get(console, options.update(width=_UNBOUNDED), table).maximum
 
 
 def _cell(value: Any, field: str) -> Text:
     content = getattr(value, field)
-    if field in ("id", "session_id"):
-        name, title = _text(content), getattr(value, "title", None)
-        return name.append("\n").append_text(_text(shortened(title, _TITLE_CHARACTERS), "dim")) if title else name
     if isinstance(content, datetime):
         return Text(f"{content.astimezone(UTC):%Y-%m-%d %H:%M}")
     if isinstance(content, int):
@@ -293,7 +307,7 @@ def _path(record: Record) -> str:
 
 
 def _style_of(record: Record) -> str:
-    if isinstance(record, (Message, ToolCall)):
+    if isinstance(record, (Message, ToolCall, Question)):
         return _STYLES.get(record.status, "")
     if isinstance(record, Run):
         return _STYLES.get(record.outcome, "dim")
@@ -305,4 +319,4 @@ def _styled(word: str) -> Text:
 
 
 def _text(text: str | None, style: str = "") -> Text:
-    return Text(visible_line(text or _NONE), style=style)
+    return Text(visible_line(_NONE if text is None else text), style=style)

@@ -58,8 +58,8 @@ class SessionOptions(TypedDict, total=False):
     on_resume: OnResume | None
 
 
-class SessionFilters(TypedDict, total=False):
-    """The conditions for listing and counting sessions. ``None`` is no condition."""
+class CallFilters(TypedDict, total=False):
+    """The conditions for the sessions of calls. ``None`` is no condition."""
 
     user_id: str | None
     group_id: str | None
@@ -67,9 +67,14 @@ class SessionFilters(TypedDict, total=False):
     tags: Sequence[str] | None
     metadata: dict[str, Any] | None
     title: str | None
+    waiting: bool | None
+
+
+class SessionFilters(CallFilters, total=False):
+    """The conditions for listing and counting sessions. ``None`` is no condition."""
+
     since: datetime | None
     until: datetime | None
-    waiting: bool | None
 
 
 def details_of(*, idle_timeout: Any = None, max_age: Any = None, retention: Any = None, **given: Any) -> SessionDetails:

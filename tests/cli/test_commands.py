@@ -14,6 +14,8 @@ import psycopg
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.types import interrupt
 
 from session_middleware import Sessions
 from session_middleware.cli import opening
@@ -33,6 +35,7 @@ def db(each_engine: str) -> str:
         for thread, user in (("ab1", "ada"), ("ab2", "ada"), ("n1", None), ("b", "bob")):
             agent.invoke({"messages": f"hello from {thread}"}, sessions.config(thread, user_id=user))
         sessions.get("ab1").update(tags=["x", "y"], title="Tea")
+        sessions.get("ab2").update(metadata={"plan": "pro", "n": 3})
         sessions.get("n1").fail("boom")
     return each_engine
 
@@ -108,15 +111,38 @@ def test_all_filters_find_the_same_sessions_in_each_command(run: Run) -> None:
         ("--since", "1h", "--until", "9999-01-01"): {"ab1", "ab2", "n1", "b"},
         ("--until", "1h"): set(),
         ("--group", "staff"): set(),
+        ("--title", "TEA"): {"ab1"},
+        ("--metadata", "plan=pro", "--metadata", "n=3"): {"ab2"},
+        ("--metadata", 'n="3"'): set(),
+        ("--status", "open", "--status", "failed", "--user", "ada"): {"ab1", "ab2"},
+        ("--waiting",): set(),
     }
     for options, expected in found.items():
         assert set(ids(run("list", "--jsonl", *options))) == expected
         assert json.loads(run("stats", "--json", *options).stdout)["sessions"] == len(expected)
         hits = json.loads(run("search", "hello", "--json", *options).stdout)
-        assert {hit["session_id"] for hit in hits} == (set() if "--until" in options and not expected else expected)
+        assert {hit["session_id"] for hit in hits} == expected
+        used = json.loads(run("usage", "--by", "session", "--json", *options).stdout)
+        assert {each["key"] for each in used} == expected
         assert run("delete", "--dry-run", "--json", *options).exit_code == 0
     assert "no status 'asleep'" in run("list", "--status", "asleep").stderr
     assert run("list", "--since", "soon").exit_code == 2
+    assert run("list", "--metadata", "plan").exit_code == 2
+    assert ids(run("list", "--jsonl", "--order", "creation")) == ["b", "n1", "ab2", "ab1"]
+
+
+def test_a_session_that_waits_for_an_answer_is_found_and_says_so(run: Run, db: str) -> None:
+    def ask(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [("ai", interrupt("Send it?"))]}
+
+    graph = StateGraph(MessagesState).add_node("ask", ask).add_edge(START, "ask").compile()
+    with Sessions(db) as sessions:
+        sessions.attach(graph).invoke({"messages": "send"}, sessions.config("w", user_id="ada"))
+    assert ids(run("list", "--waiting", "--jsonl")) == ["w"]
+    assert "active, waiting" in run("list", "--user", "ada").stdout
+    shown = run("show", "w").stdout
+    assert "waits        1 answer" in shown
+    assert "ask: Send it? → not answered yet" in shown
 
 
 def test_a_program_gets_json_lines_or_csv(run: Run) -> None:

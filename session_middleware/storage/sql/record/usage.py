@@ -13,8 +13,10 @@ from typing import Any
 from session_middleware.errors import UnknownGrouping
 from session_middleware.models import ToolCall, Usage, to_text
 from session_middleware.storage.sql.connection import UNLIMITED, Connection
+from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.record import reads
 from session_middleware.storage.sql.row_mapping import clean, values_of
+from session_middleware.storage.sql.sessions import session_rows
 from session_middleware.storage.types import ToolCallFilter, UsageBy, UsageFilter
 
 _ACTIVE_WITHIN = timedelta(seconds=2)  # activity is written down once a second, so it may lag behind
@@ -39,17 +41,23 @@ _TOOL_SUMS = f"""
 """
 
 
-def sum_usage(connection: Connection, by: UsageBy, where: UsageFilter) -> list[Usage]:
+def sum_usage(connection: Connection, by: UsageBy, where: UsageFilter, rules: EngineContext) -> list[Usage]:
     if not isinstance(by, str) or by not in _KEYS:
         raise UnknownGrouping(by, known=list(_KEYS))
-    condition, values = _where(
-        ("s.user_id = ?", where.user_id),
-        ("s.group_id = ?", where.group_id),
-        ("s.id = ?", where.session_id),
-        ("s.last_active_at >= ?", where.since and to_text(where.since - _ACTIVE_WITHIN)),
-        ("c.started_at >= ?", where.since and to_text(where.since)),
-        ("c.started_at < ?", where.until and to_text(where.until)),
-    )
+    given = {
+        "s.user_id = :call_user": where.user_id,
+        "s.group_id = :call_group": where.group_id,
+        "s.id = :call_session": where.session_id,
+        "s.last_active_at >= :call_active": where.since and to_text(where.since - _ACTIVE_WITHIN),
+        "c.started_at >= :call_since": where.since and to_text(where.since),
+        "c.started_at < :call_until": where.until and to_text(where.until),
+    }
+    values = {sql.rpartition(":")[2]: value for sql, value in given.items() if value is not None}
+    conditions = [sql for sql, value in given.items() if value is not None]
+    if where.sessions is not None:
+        ids, more = session_rows.ids_of(connection, where.sessions, rules)
+        conditions, values = [*conditions, f"s.id IN ({ids})"], values | more
+    condition = " AND ".join(conditions) or "TRUE"
     return [_usage(*row) for row in connection.execute(_statement(by, condition), values)]
 
 

@@ -373,6 +373,12 @@ def count(connection: Connection, where: SessionFilter, rules: EngineContext) ->
     return int(connection.execute(sql, values).fetchone()[0])
 
 
+def ids_of(connection: Connection, where: SessionFilter, rules: EngineContext) -> tuple[str, dict[str, Any]]:
+    """A query for the ids of these sessions, and its parameters."""
+    conditions, values = _conditions(connection, where, rules)
+    return f"SELECT id FROM sessions WHERE {' OR '.join(conditions)}", values
+
+
 def list_by_home(
     connection: Connection, where: SessionFilter, rules: EngineContext, *, limit: int
 ) -> Iterator[tuple[int, str]]:
