@@ -534,7 +534,7 @@ class Explanation(Value):
     """Why a session has its status, and its next status if no activity follows."""
 
     session_id: str
-    status: Status | Literal["unknown", "deleted", "archived", "renamed", "forgotten"]
+    status: Status | Literal["unknown", "deleted", "archived", "renamed", "merged", "forgotten"]
     reason: str | None = None
     since: datetime | None = None
     next_status: Status | Literal["deleted", "archived"] | None = None

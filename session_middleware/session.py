@@ -7,12 +7,13 @@ from copy import deepcopy
 from datetime import datetime, timedelta
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, Self, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, NoReturn, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
 from langchain_core.runnables import RunnableConfig
 
 from session_middleware import lifecycle
 from session_middleware.checkpoint import editing
+from session_middleware.checkpoint.appending import append_messages
 from session_middleware.display.html import Rows
 from session_middleware.display.text import plural
 from session_middleware.errors import InvalidArgument, SessionBusy
@@ -354,6 +355,57 @@ class Session(SessionFields):
         saver, allowed = self._sessions.checkpointer, self._sessions._allowed_types
         return cast("SessionSaver", saver.with_allowlist(frozenset(allowed))) if allowed else saver
 
+    def merge(
+        self, secondary: Session | str, *, state: Literal["keep_primary", "append_messages"] = "keep_primary"
+    ) -> Self:
+        """Make another session of the same owner a part of this one. Returns this one as changed.
+
+        The records become one in the order of time, and a message or call that both have is one. The secondary's
+        current branch is a part of this session's current branch. Memories, files, tags, metadata and context are
+        united; what both have is this session's. Afterwards the id of the secondary finds and runs this session.
+        Forks of the secondary keep all they have. Everything is done in one transaction.
+
+        Args:
+            secondary: the other session, or its id. A fork of this session may be merged, and this one into its fork.
+            state: ``"keep_primary"`` leaves the graph's state as it is. ``"append_messages"`` appends the messages of
+                the secondary's conversation to the state's ``messages``, as a new checkpoint, which the next run
+                starts from; and its items to the conversation of another SDK.
+
+        Raises:
+            SessionNotFound: there is no such session, or it is another user's.
+            SessionAccessDenied: the caller may only read one of them.
+            SessionBusy: a run is in progress in one of them.
+            InvalidArgument: both are one session, or have different owners or databases; or messages cannot be
+                appended, because a tool or a person has not answered, or the state has no list of messages.
+        """
+        validation.check_choice("state", state, ("keep_primary", "append_messages"))
+        sessions, appends = self._sessions, state == "append_messages"
+        if isinstance(secondary, Session) and secondary._sessions is not sessions:
+            raise InvalidArgument("secondary", secondary.id, wanted="a session of the same Sessions, or its id")
+        other = self._access(sessions).get(secondary)
+        for each in (self, other):
+            sessions.recorder.drain(each.id)
+
+        def operation() -> None:
+            other._authorized.check(reading=False)
+            said = other.history().read() if appends else []
+            self._storage.merge_sessions(self.id, other.id, with_items=appends)
+            if appends:
+                config = self.config()
+                context = RunContext(self.id, identity_of(config["configurable"]), is_run=False)
+                append_messages(self._saver(), config, context, said)
+
+        self._authorized.in_transaction(operation)
+        sessions._forget(other.id)
+        sessions._resources.close([other.id])
+        return self._changed(self._authorized.check(reading=False))
+
+    def _access(self, sessions: Sessions) -> SessionAccess:
+        """The sessions that the caller of this one has access to."""
+        if (by := self._identity) is None:
+            return sessions
+        return sessions.for_user(str(by.user_id), by.group_ids, group_id=by.group_id)
+
     def delete(self) -> DeletionCounts:
         """Delete the session and all its data. Returns the numbers of rows deleted."""
         return self._sessions._delete(self.id, self._storage, self._identity)
@@ -621,12 +673,10 @@ class Session(SessionFields):
         from session_middleware.experiments.comparison import Compared, comparison_of
         from session_middleware.experiments.current_branch import current_branch
 
-        sessions: SessionAccess = other._sessions if isinstance(other, Session) else self._sessions
-        if (by := self._identity) is not None:
-            sessions = sessions._operator.for_user(str(by.user_id), by.group_ids, group_id=by.group_id)
+        found = self._access(other._sessions if isinstance(other, Session) else self._sessions).get(other)
         a, b = (
             Compared(session.id, *current_branch(session), session.model_calls(), session.stats())
-            for session in (self, sessions.get(other))
+            for session in (self, found)
         )
         return comparison_of(a, b)
 
@@ -750,6 +800,7 @@ class Session(SessionFields):
     atimeline = async_twin(timeline)
     astats = async_twin(stats)
     acompare = async_twin(compare)
+    amerge = async_twin(merge)
     afile = async_twin(file)
     aadd = async_twin(add)
     aadd_history = async_twin(add_history)

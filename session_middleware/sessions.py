@@ -456,6 +456,8 @@ class Sessions(SessionAccess):
         if self._storage.is_revoked(identity.user_id):
             raise UserRevoked(session_id, user_id=identity.user_id)
         session = self._storage.find_session(session_id)
+        if session is None and (primary := self._primary_of(session_id)) != session_id:
+            session_id, session = primary, self._storage.find_session(primary)
         if session is not None:
             lifecycle.check_access(session, identity, self.settings.access)
         incarnation = None if session is None else session.incarnation
@@ -568,6 +570,15 @@ class Sessions(SessionAccess):
     def _id_of(self, given: object) -> str:
         """The id, or a new one for ``None``."""
         return lifecycle.session_id_of(self.new_id() if given is None else given)
+
+    def _primary_of(self, session_id: str) -> str:
+        """The id of the session that a session was merged into; of any other one its own."""
+        tombstone = self._storage.find_tombstone(session_id)
+        while tombstone is not None and tombstone.merged_into is not None:
+            session_id = tombstone.merged_into
+            found = self._storage.find_session(session_id)
+            tombstone = None if found else self._storage.find_tombstone(session_id)
+        return session_id
 
     def _delete(self, session_id: str, storage: Storage, identity: Identity | None = None) -> DeletionCounts:
         """Delete a session through `storage`, also one whose row cannot be read."""

@@ -107,8 +107,14 @@ class SessionAccess:
         return self._session(self._storage.open_session(context, details))
 
     def find(self, session_id: object) -> Session | None:
-        """The session, or ``None``; for a user also if it is another user's."""
-        found = self._find(lifecycle.session_id_of(session_id))
+        """The session, or ``None``; for a user also if it is another user's.
+
+        The id of a session that was merged into another one finds that one.
+        """
+        chosen = lifecycle.session_id_of(session_id)
+        found = self._find(chosen)
+        if found is None and (primary := self._operator._primary_of(chosen)) != chosen:
+            found = self._find(primary)
         return None if found is None else self._session(found)
 
     def get(self, session_id: object) -> Session:

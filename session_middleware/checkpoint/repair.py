@@ -166,7 +166,7 @@ def _with_answers(messages: Sequence[BaseMessage], answers: dict[int, ToolMessag
 # The checkpoint with the answers
 
 
-def _child(
+def child_of(
     found: CheckpointTuple, changed: dict[str, Any], *, version: Any
 ) -> tuple[Checkpoint, CheckpointMetadata, ChannelVersions]:
     """A child checkpoint with changed values and without pending tasks, which new input ends."""
@@ -192,6 +192,11 @@ def _is_waiting(found: CheckpointTuple) -> bool:
     interrupted = {task for task, channel, _ in writes if channel == _INTERRUPT}
     finished = {task for task, channel, _ in writes if not channel.startswith("__")}
     return bool(interrupted - finished)
+
+
+def is_open(found: CheckpointTuple) -> bool:
+    """Whether tools or a person have not answered yet."""
+    return _is_waiting(found) or bool(_unanswered_in(found.checkpoint["channel_values"]))
 
 
 def _unanswered_in(values: Mapping[str, Any]) -> dict[str, list[UnansweredCall]]:
@@ -277,7 +282,7 @@ class Repairs:
         if dry_run or not calls:
             return found, calls
         version = saver.get_next_version(max(found.checkpoint["channel_versions"].values()), None)
-        checkpoint, metadata, new_versions = _child(found, changed, version=version)
+        checkpoint, metadata, new_versions = child_of(found, changed, version=version)
         at: RunnableConfig = {**config, "configurable": config["configurable"] | found.config["configurable"]}
         saver.store(at, context, checkpoint, metadata, new_versions)
         checkpoint_id = at["configurable"]["checkpoint_id"] = checkpoint["id"]

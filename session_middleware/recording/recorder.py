@@ -194,7 +194,9 @@ class SessionRecorder(GraphCallbackHandler):
             return run
         parent = self._runs.get(parent_run_id) if parent_run_id else None
         thread_id = metadata.get("thread_id")
-        if parent is not None and (thread_id is None or str(thread_id) == parent.context.session_id):
+        if parent is not None and (
+            thread_id is None or str(thread_id) in (parent.context.session_id, parent.context.named_id)
+        ):
             run = parent
         elif thread_id is not None:
             run = ActiveRun(RunContext(session_id_of(thread_id), identity_of(metadata), run_id=str(run_id)))
@@ -338,7 +340,7 @@ class SessionRecorder(GraphCallbackHandler):
     def context_of(self, session_id: str) -> RunContext | None:
         """Return the context of a run of the session that is in progress in this process."""
         runs = (run for run in list(self._runs.values()) if not run.observers)
-        return next((run.context for run in runs if run.context.session_id == session_id), None)
+        return next((run.context for run in runs if run.context.is_of(session_id)), None)
 
     def find_run(self, run_id: UUID | None) -> ActiveRun | None:
         """Return the run that a callback id belongs to, unless only some of its calls are observed."""

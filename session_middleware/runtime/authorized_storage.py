@@ -75,6 +75,7 @@ class AuthorizedStorage:
     delete_message = _writing(Storage.delete_message)
     delete_session = _writing(Storage.delete_session)
     end_session = _writing(Storage.end_session)
+    merge_sessions = _writing(Storage.merge_sessions)
     pin_session = _writing(Storage.pin_session)
     ping_session = _writing(Storage.ping_session)
     prune_checkpoints = _writing(Storage.prune_checkpoints)

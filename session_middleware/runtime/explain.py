@@ -111,6 +111,12 @@ def explain_absence(session_id: str, tombstone: TombstoneInfo | None, settings: 
     if tombstone is None:
         text = f"session {session_id!r}: it does not exist, and no deleted session had this id"
         return Explanation(session_id=session_id, status="unknown", text=text)
+    if (primary := tombstone.merged_into) is not None:
+        text = f"session {session_id!r}: it was merged into session {primary!r} at {_time(tombstone.deleted_at)}"
+        text += "; running it runs that session"
+        return Explanation(
+            session_id=session_id, status="merged", reason=primary, since=tombstone.deleted_at, text=text
+        )
     on_resume = tombstone.on_resume or settings.on_resume
     where = back = ""
     is_refused = on_resume == "reject"

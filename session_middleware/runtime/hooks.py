@@ -32,7 +32,7 @@ _KINDS: dict[Name, set[str]] = {
     "opened": {"opened", "forked"},
     "resumed": {"resumed", "revived", "reopened"},
     "state_changed": {"opened", "revived", "reopened", "restored", "completed", "failed", "abandoned", "expired"},
-    "closed": {"completed", "failed", "abandoned", "expired", "deleted", "archived"},
+    "closed": {"completed", "failed", "abandoned", "expired", "deleted", "archived", "merged"},
     "error": {"error"},
     "expiring": set(),  # called by a sweep, and not after an event
 }

@@ -175,9 +175,9 @@ class RunRegistry:
 
     def end(self, context: RunContext) -> None:
         with _announced_lock:
-            announced = _announced.pop((self._path, context.session_id), ())
+            announced = _announced.pop((self._path, context.named_id), ())
             if remaining := [each for each in announced if each[1] is not context]:
-                _announced[self._path, context.session_id] = remaining
+                _announced[self._path, context.named_id] = remaining
         if context.lease is not None and not context.is_inside:
             self._background.end(context.lease)
         self.on_end()
@@ -235,7 +235,7 @@ class RunRegistry:
         names = _acting_as.get(), *map(configurable.get, _NAMES)
         if context is None or not context.session_id or (names, context.identity) != (handle.names, handle.identity):
             session_id, identity = _named(configurable)
-            if context is None or (context.session_id, context.identity) != (session_id, identity):
+            if context is None or not context.is_of(session_id) or context.identity != identity:
                 return self._last(session_id, identity) or RunContext(session_id, identity)
         if context.lease is not None and context.lease.silent_beats is not None:
             self._background.note_activity(context)
@@ -280,8 +280,8 @@ class RunRegistry:
             if self._current.get() is context:
                 self._current.set(None)
             with self._lock:
-                if self._latest.get(context.session_id) is context:
-                    del self._latest[context.session_id]
+                if self._latest.get(context.named_id) is context:
+                    del self._latest[context.named_id]
             if context.is_identity_assumed and not context.state.admitted:
                 context.identity, context.is_identity_assumed, context.checkpointed = _NOBODY, False, False
                 self._add_announced(context)
@@ -289,8 +289,8 @@ class RunRegistry:
 
     def _remember(self, context: RunContext) -> RunContext:
         with self._lock:
-            self._latest[context.session_id] = context
-            self._latest.move_to_end(context.session_id)
+            self._latest[context.named_id] = context
+            self._latest.move_to_end(context.named_id)
             if len(self._latest) > _REMEMBERED:
                 self._latest.popitem(last=False)
         return context
@@ -299,7 +299,7 @@ class RunRegistry:
         with self._lock:
             latest = self._latest.get(session_id)
         for context in (self._current.get(), latest):
-            if context is not None and context.session_id == session_id and context.identity == identity:
+            if context is not None and context.is_of(session_id) and context.identity == identity:
                 return context
         return None
 
@@ -309,13 +309,13 @@ class RunRegistry:
     def _enclosing_run(self, configurable: Mapping[str, Any], session_id: str) -> RunContext | None:
         """The active run of this session that this call is made in."""
         handle = configurable.get(_HANDLE)
-        if self._is_own(handle) and handle.context.session_id == session_id:
+        if self._is_own(handle) and handle.context.is_of(session_id):
             return handle.context
         for handle in _handles_of_task():
-            if self._is_own(handle) and handle.context.session_id == session_id and _is_active(handle.context):
+            if self._is_own(handle) and handle.context.is_of(session_id) and _is_active(handle.context):
                 return handle.context
         current = self._current.get()
-        if current is None or current.session_id != session_id or not _is_active(current):
+        if current is None or not current.is_of(session_id) or not _is_active(current):
             return None
         # A reader of a stream has the run's context variables too, and is not in the run.
         is_in_run = configurable.get("checkpoint_ns") or var_child_runnable_config.get() is not None
@@ -324,7 +324,7 @@ class RunRegistry:
     def _exclusive_run(self, session_id: str) -> RunContext | None:
         """The run of this session that this call is made in, if it has the session exclusively."""
         for context in (self._enclosing_run({}, session_id), *self._blocks.get()):
-            if context is not None and context.session_id == session_id and _is_active(context):
+            if context is not None and context.is_of(session_id) and _is_active(context):
                 return context if context.lease is not None and context.lease.is_exclusive else None
         return None
 
@@ -332,16 +332,16 @@ class RunRegistry:
         """The active run of this session, by another `Sessions` on the same database, that this call is made in."""
         for handle in _handles_of_task():
             is_theirs = handle.registry is not self and handle.registry._path == self._path
-            if is_theirs and handle.context.session_id == session_id and _is_active(handle.context):
+            if is_theirs and handle.context.is_of(session_id) and _is_active(handle.context):
                 return handle.context
         return None
 
     def _add_announced(self, context: RunContext) -> None:
         with _announced_lock:
-            for _, other in self._announced_in(context.session_id):
+            for _, other in self._announced_in(context.named_id):
                 if other.run_id == context.run_id and other is not context:
                     _share(other, context)
-            _announced.setdefault((self._path, context.session_id), []).append((self, context))
+            _announced.setdefault((self._path, context.named_id), []).append((self, context))
 
     def _announced_in(self, session_id: str) -> list[tuple[RunRegistry, RunContext]]:
         return _announced.get((self._path, session_id), [])

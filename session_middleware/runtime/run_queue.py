@@ -102,13 +102,13 @@ class RunQueue:
     def _enqueue(self, context: RunContext) -> _Waiter:
         waiter = _Waiter(context)
         with self._lock:
-            self._queues.setdefault(context.session_id, []).append(waiter)
+            self._queues.setdefault(context.named_id, []).append(waiter)
         return waiter
 
     def _position(self, waiter: _Waiter) -> int:
         """The number of runs of this process before it. Runs without a number get theirs in order."""
         with self._lock:
-            queue = list(self._queues[waiter.context.session_id])
+            queue = list(self._queues[waiter.context.named_id])
         if waiter.number is None:
             return sum(other.number is None for other in queue[: queue.index(waiter)])
         return sum(other.number is not None and other.number < waiter.number for other in queue)
@@ -149,10 +149,10 @@ class RunQueue:
         with waiter.lock:
             waiter.is_over = True
             with self._lock:
-                queue = self._queues[waiter.context.session_id]
+                queue = self._queues[waiter.context.named_id]
                 queue.remove(waiter)
                 if not queue:
-                    del self._queues[waiter.context.session_id]
+                    del self._queues[waiter.context.named_id]
             lease = waiter.context.lease
             if lease is not None and not lease.is_exclusive:
                 self._storage.release_leases([lease])

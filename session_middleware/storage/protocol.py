@@ -196,6 +196,17 @@ class Storage(Protocol):
         Of its versions, the one on `branch` is meant, by default the current branch; or else the latest.
         """
 
+    def merge_sessions(self, primary: str, secondary: str, *, with_items: bool) -> SessionInfo:
+        """Make a session a part of another one: record, memories, files, tags and metadata. Returns the primary.
+
+        Both records become one in the order of time; rows of one id are one. What both have is the primary's. The
+        secondary's current branch becomes a part of the primary's. Its state is deleted, except, `with_items`, the
+        items of its conversation. Forks of it keep theirs. Its tombstone names the primary, and contexts for its id
+        are then admitted to the primary. The index of both is made again.
+        Raises `SessionNotFound`, `SessionBusy` while a run is in progress in one of them, and `InvalidArgument` for
+        one session, or sessions of different owners.
+        """
+
     def delete_session(self, session_id: str, *, by: Identity | None = None) -> DeletionCounts:
         """Delete checkpoints, writes, record, memories and archive; all counts are 0 for an unknown id.
 

@@ -103,6 +103,8 @@ class RunContext:
     state: RunState = field(default_factory=RunState)
     record: RecordState = field(default_factory=RecordState)
 
+    named_id: str = ""  # the id that the caller named, if its session was merged into `session_id`
+
     # The run
     lease: Lease | None = None  # of a run in progress
     shared_with: frozenset[str] = frozenset()  # runs, this one among them, that another `Sessions` may have admitted
@@ -124,6 +126,11 @@ class RunContext:
     input_texts: frozenset[str] | None = None  # the texts of the input, if they are known
     notes: RunNotes = field(default_factory=RunNotes)
 
+    def is_of(self, session_id: str) -> bool:
+        """Whether a caller that names this id means the session of this context."""
+        return self.session_id != "" and session_id in (self.session_id, self.named_id)
+
     def __post_init__(self) -> None:
+        self.named_id = self.session_id
         if self.run_id is not None and self.lease is None:
             self.lease = Lease()

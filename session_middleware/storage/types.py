@@ -104,17 +104,25 @@ class DeletionCounts(NamedTuple):
     bytes_freed: int = 0  # returned to the file system; includes pages that were unused before
 
 
+MERGED = "merged"  # an action, whose reason is the id of the primary session
+
+
 class TombstoneInfo(NamedTuple):
     """The remains of a deleted session: its id, its owner, and the reason of its end."""
 
     session_id: str
-    action: str  # deleted, archived, renamed, forgotten
+    action: str  # deleted, archived, renamed, merged, forgotten
     reason: str | None
     archive: str | None
     deleted_at: datetime
     user_id: str | None = None
     on_resume: OnResume | None = None  # the session's own setting
     digest: str | None = None  # of the archive
+
+    @property
+    def merged_into(self) -> str | None:
+        """The id of the session that has its content."""
+        return self.reason if self.action == MERGED else None
 
 
 class ArchivedSession(Value):

@@ -173,10 +173,11 @@ def repair(connection: Connection, problem: Problem, rules: EngineContext) -> Pr
     return problem.model_copy(update={"repaired": True})
 
 
-def _count(connection: Connection, problem: Problem, _: EngineContext) -> None:
+def recount(connection: Connection, session_id: str | None) -> None:
+    """Recompute the counters of a session from its rows."""
     columns = [f"{name} = {counted}" for name, counted in _COUNTERS.items()]
     columns.append(f"last_seq = MAX(last_seq, {_LAST_SEQ})")
-    connection.execute(f"UPDATE sessions SET {', '.join(columns)} WHERE id = ?", (problem.session_id,))
+    connection.execute(f"UPDATE sessions SET {', '.join(columns)} WHERE id = ?", (session_id,))
 
 
 def _delete_orphans(connection: Connection, problem: Problem, _: EngineContext) -> None:
@@ -188,7 +189,7 @@ def _delete_orphans(connection: Connection, problem: Problem, _: EngineContext) 
 
 
 REPAIRS: dict[str, Callable[[Connection, Problem, EngineContext], object]] = {
-    "counter": _count,
+    "counter": lambda connection, problem, _: recount(connection, problem.session_id),
     "orphan": _delete_orphans,
     "index": lambda connection, problem, _: connection.execute(f'REINDEX "{problem.key}"'),
     "dead_lease": lambda connection, _, rules: leases.reap_dead(connection, rules),

@@ -49,7 +49,15 @@ from session_middleware.storage.sql.session_state import (
     end_writes,
 )
 from session_middleware.storage.sql.session_state import find as find_state
-from session_middleware.storage.sql.sessions import admission, endings, events, leases, session_rows, unfinished
+from session_middleware.storage.sql.sessions import (
+    admission,
+    endings,
+    events,
+    leases,
+    merging,
+    session_rows,
+    unfinished,
+)
 from session_middleware.storage.sql.sessions.engine import SessionOperations
 from session_middleware.storage.types import DeletionCounts, SessionDetails, SessionFilter
 
@@ -119,6 +127,8 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
                 result: Any = self._database.write(operation, of=of, durable=durable, patient=patient, joins=True)
             except RecordWriteError:
                 is_careful = True
+            except admission.Merged:
+                of = self._locks_of_admission(context)
             else:
                 return result  # type: ignore[no-any-return]  # a `CommitThenRaise` was raised by write
 
@@ -242,6 +252,8 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         while True:
             try:
                 admitting, found = self._database.read(operation)
+            except admission.Merged:
+                continue
             except admission.REFUSALS as error:
                 if not self._database.is_writable:  # nor can the event be written
                     raise
@@ -296,10 +308,15 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             items.put(connection, puts, self._now())
             return None
 
-        of: set[Lock] = {*items.locks_of(puts)}
-        if context is not None:
-            of |= self._locks_of_admission(context)
-        self._database.write(operation, of=of)
+        while True:
+            of: set[Lock] = {*items.locks_of(puts)}
+            if context is not None:
+                of |= self._locks_of_admission(context)
+            try:
+                self._database.write(operation, of=of)
+            except admission.Merged:
+                continue
+            return
 
     # Checkpoints
 
@@ -327,11 +344,15 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         checkpoint_id: str | None,
         have: Container[ListRef] = (),
     ) -> StoredCheckpoint | None:
-        key, state = (context.session_id, checkpoint_ns, checkpoint_id), self._states.get(context.session_id)
+        key = checkpoint_ns, checkpoint_id
+
+        def prefetch(connection: Connection) -> None:
+            checkpoints.prefetch(connection, context.session_id, *key, self._states.get(context.session_id))
+
         return self._read_authorized(
             context,
-            lambda connection, _: checkpoints.get(connection, *key, self.name, have),
-            lambda connection: checkpoints.prefetch(connection, *key, state),
+            lambda connection, _: checkpoints.get(connection, context.session_id, *key, self.name, have),
+            prefetch,
         )
 
     def get_checkpoint(self, session_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
@@ -362,6 +383,15 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
                 return switching.switch(connection, session_id, branch)
 
         return self._database.write(operation, of=session_id)
+
+    def merge_sessions(self, primary: str, secondary: str, *, with_items: bool) -> SessionInfo:
+        def operation(connection: Connection) -> SessionInfo:
+            for each in (primary, secondary):
+                self._states.pop(each, None)
+            with blobs.reading_rows(secondary):
+                return merging.merge(connection, primary, secondary, self._rules, with_items=with_items)
+
+        return self._database.write(operation, of={primary, secondary})
 
     def prune_checkpoints(self, session_ids: Sequence[str]) -> DeletionCounts:
         return self._erased(sum(self._prune_one(session_id) for session_id in session_ids))

@@ -68,6 +68,17 @@ def rename(connection: Connection, session_id: str, to: str) -> None:
     indexing.rename_session(connection, session_id, to)
 
 
+def unite(connection: Connection, session_id: str, to: str) -> None:
+    """Give the items of a session to another one, which keeps its own items of the same keys."""
+    own, new = namespace_text(("session", session_id)), namespace_text(("session", to))
+    connection.execute(
+        f"DELETE FROM memories WHERE {_OF_NAMESPACE} AND EXISTS (SELECT 1 FROM memories AS known"
+        " WHERE known.namespace = ? || substr(memories.namespace, ?) AND known.key = memories.key)",
+        (*items.range_of(own), new[:-1], len(own)),
+    )
+    rename(connection, session_id, to)
+
+
 def delete_sessions(connection: Connection, session_ids: Sequence[str]) -> int:
     """Delete the own items of sessions and their part of the index; items put for a user or group stay."""
     ranges = json.dumps([items.range_of(namespace_text(("session", each))) for each in session_ids])

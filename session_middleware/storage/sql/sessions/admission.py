@@ -81,6 +81,10 @@ def hold(connection: Connection, run: RunWrite, now: datetime) -> bool:
     return True
 
 
+class Merged(Exception):
+    """The session was merged into another one, which the context now is for. Nothing was written: admit it again."""
+
+
 class Admitting:
     """The admission of one run, in one transaction. The methods raise one of `REFUSALS`."""
 
@@ -166,6 +170,9 @@ class Admitting:
         tombstone, settings = tombstones.find(self.connection, self.session_id), self.rules.settings
         if tombstone is None:
             return
+        if (primary := tombstone.merged_into) is not None:
+            self.context.session_id = primary
+            raise Merged
         is_checked = not lifecycle.is_vouched_for(self.identity, settings.access)
         if is_checked and tombstone.user_id not in (None, self.identity.user_id):
             raise errors.SessionAccessDenied(self.session_id, user_id=self.identity.user_id)

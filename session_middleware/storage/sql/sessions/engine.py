@@ -73,6 +73,12 @@ class SessionOperations(Operations):
     # Leases of runs
 
     def acquire_session(self, context: RunContext, *, wait: bool) -> bool:
+        try:
+            return self._acquire(context, wait=wait)
+        except admission.Merged:
+            return self.acquire_session(context, wait=wait)
+
+    def _acquire(self, context: RunContext, *, wait: bool) -> bool:
         lease = context.lease
         assert lease is not None
         if lease.number is None or not wait:

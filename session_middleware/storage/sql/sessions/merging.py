@@ -1,0 +1,344 @@
+"""Merging: the record, the memories and the details of a session become part of another one of the same owner.
+
+The rows of both records get new seqs, in the order of time, and each record keeps its own order, because clocks are set
+back. Successive rows of one session keep their distances, so each such segment is moved by one statement per table.
+Moved rows have negative seqs until all rows are moved, so that no two rows have the same.
+
+A row that both sessions have, such as a message that a fork was given, is one row: that of the primary.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from itertools import count
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+from session_middleware.errors import InvalidArgument, SessionBusy
+from session_middleware.models import SessionInfo, to_text
+from session_middleware.storage.sql import checks
+from session_middleware.storage.sql.checkpoints import checkpoints
+from session_middleware.storage.sql.checkpoints.pruning import free_unused
+from session_middleware.storage.sql.connection import Connection
+from session_middleware.storage.sql.engine_context import EngineContext
+from session_middleware.storage.sql.memory import indexing, memories
+from session_middleware.storage.sql.record import branches, runs
+from session_middleware.storage.sql.row_mapping import to_json
+from session_middleware.storage.sql.sessions import events, leases, session_rows, tombstones
+from session_middleware.storage.types import MERGED, SessionDetails
+
+_TIMES = {  # of the rows of each table that has seqs
+    "messages": "created_at",
+    "runs": "started_at",
+    "tool_calls": "started_at",
+    "model_calls": "started_at",
+    "questions": "asked_at",
+    "events": "created_at",
+}
+
+
+def merge(
+    connection: Connection, primary_id: str, secondary_id: str, rules: EngineContext, *, with_items: bool
+) -> SessionInfo:
+    now = rules.clock()
+    if primary_id == secondary_id:
+        raise InvalidArgument("secondary", secondary_id, wanted="another session")
+    primary, secondary = (session_rows.get_for(connection, each, None, rules) for each in (primary_id, secondary_id))
+    if primary.user_id != secondary.user_id:
+        raise InvalidArgument("secondary", secondary_id, wanted="a session of the same owner")
+    for each in (primary_id, secondary_id):
+        _check_idle(connection, each, rules)
+    indexing.remove_sessions(connection, [primary_id, secondary_id])  # it refers to seqs; a search makes it again
+    memories.unite(connection, secondary_id, primary_id)
+    _delete_known(connection, primary_id, secondary_id)
+    _join_records(connection, primary, secondary)
+    _join_others(connection, primary_id, secondary_id, with_items=with_items)
+    _join_details(connection, primary, secondary, rules)
+    tombstones.put(connection, [secondary_id], MERGED, primary_id, now)
+    connection.execute("DELETE FROM sessions WHERE id = ?", (secondary_id,))
+    checkpoints.delete(connection, [(secondary.home, secondary_id)])
+    free_unused(connection, {secondary.home})
+    checks.recount(connection, primary_id)
+    events.append(connection, primary_id, "merged", None, {"from": secondary_id}, now, is_announced=True)
+    events.announce(connection, secondary_id, "merged", None, {"into": primary_id, "user_id": secondary.user_id}, now)
+    session_rows.write_expiry(connection, primary_id, rules)
+    return session_rows.get_for(connection, primary_id, None, rules)
+
+
+def _check_idle(connection: Connection, session_id: str, rules: EngineContext) -> None:
+    """Raise `SessionBusy` if a run or a tool is in progress. Those of dead processes become interrupted."""
+    found = leases.of(connection, session_id)
+    leases.reap(connection, [row for row in found if row.is_dead(rules)])
+    for row in found:
+        if not row.is_dead(rules):
+            raise SessionBusy(session_id, run_id=row.run_id, process=row.process)
+    runs.interrupt_dead(connection)
+    outside = "SELECT process FROM tool_calls WHERE session_id = ? AND process IS NOT NULL LIMIT 1"
+    if (row := connection.execute(outside, (session_id,)).fetchone()) is not None:
+        raise SessionBusy(session_id, process=row[0])
+
+
+# Rows that both sessions have
+
+
+def _delete_known(connection: Connection, primary_id: str, secondary_id: str) -> None:
+    """Delete the rows of the secondary that the primary has too.
+
+    A message with the id of another one, such as one that was edited in a fork, gets another id.
+    """
+    ids = {"primary": primary_id, "secondary": secondary_id}
+    connection.execute(_RENAME_CALLS.format(table="tool_calls"), ids)
+    connection.execute(_RENAME_CALLS.format(table="model_calls"), ids)
+    connection.execute(_RENAME, ids)
+    for statement in _KNOWN:
+        connection.execute(statement, ids)
+
+
+_LATEST = "SELECT MAX(version) FROM messages WHERE session_id = {0}.session_id AND message_id = {0}.message_id"
+_OTHER = f"""
+    SELECT own.message_id FROM messages AS own JOIN messages AS known
+    ON known.session_id = :primary AND known.message_id = own.message_id
+    WHERE own.session_id = :secondary
+    AND own.version = ({_LATEST.format("own")}) AND known.version = ({_LATEST.format("known")})
+    AND (own.role != known.role OR own.text != known.text
+        OR COALESCE(own.content, '') != COALESCE(known.content, '')
+        OR COALESCE(own.tool_calls, '') != COALESCE(known.tool_calls, ''))
+"""
+_NEW_ID = "message_id || '~' || CAST(:secondary AS TEXT)"
+_RENAME = f"UPDATE messages SET message_id = {_NEW_ID} WHERE session_id = :secondary AND message_id IN ({_OTHER})"
+_RENAME_CALLS = (
+    f"UPDATE {{table}} SET message_id = {_NEW_ID} WHERE session_id = :secondary AND message_id IN ({_OTHER})"
+)
+_KNOWN = (
+    "UPDATE questions SET status = 'dropped' WHERE session_id = :secondary AND status = 'open'",  # its state is deleted
+    "DELETE FROM questions WHERE session_id = :secondary"
+    " AND interrupt_id IN (SELECT interrupt_id FROM questions WHERE session_id = :primary)",
+    "DELETE FROM messages WHERE session_id = :secondary"
+    " AND message_id IN (SELECT message_id FROM messages WHERE session_id = :primary)",
+    "DELETE FROM tool_calls WHERE session_id = :secondary AND (EXISTS (SELECT 1 FROM tool_calls AS known"
+    " WHERE known.session_id = :primary AND known.execution_id = tool_calls.execution_id)"
+    " OR EXISTS (SELECT 1 FROM tool_calls AS known WHERE known.session_id = :primary"
+    " AND known.tool_call_id = tool_calls.tool_call_id AND known.message_id = tool_calls.message_id))",
+    "DELETE FROM model_calls WHERE session_id = :secondary"
+    " AND id IN (SELECT id FROM model_calls WHERE session_id = :primary)",
+    "DELETE FROM runs WHERE session_id = :secondary AND id IN (SELECT id FROM runs WHERE session_id = :primary)",
+)
+
+
+# Records
+
+
+class Segment(NamedTuple):
+    """Rows of a session between which the other one has none."""
+
+    first: int
+    last: int
+    shift: int  # from their seqs to the new ones
+
+
+def interleaved(records: Sequence[Sequence[tuple[int, str | None]]]) -> list[list[Segment]]:
+    """The segments of each record, whose rows are its seqs in order, with their times."""
+    rows: list[tuple[str, int, int]] = []
+    for origin, record in enumerate(records):
+        latest = ""
+        for seq, at in record:
+            latest = max(latest, at or "")
+            rows.append((latest, origin, seq))
+    found: list[list[Segment]] = [[] for _ in records]
+    last, previous = 0, None
+    for _, origin, seq in sorted(rows):
+        own = found[origin]
+        if origin != previous:
+            own.append(Segment(seq, seq, last + 1 - seq))
+        own[-1] = own[-1]._replace(last=seq)
+        last, previous = seq + own[-1].shift, origin
+    return found
+
+
+def moved(segments: Sequence[Segment], place: Any) -> Any:
+    """The new place of a seq, or of a position between two seqs."""
+    if not segments or place is None:
+        return place
+    _, last, shift = segments[max(bisect_right(segments, place, key=itemgetter(0)) - 1, 0)]
+    return min(place, last if place == int(place) else last + 0.999) + shift
+
+
+def _join_records(connection: Connection, primary: SessionInfo, secondary: SessionInfo) -> None:
+    ids = primary.id, secondary.id
+    segments = interleaved([connection.execute(_SEQS, {"own": each}).fetchall() for each in ids])
+    names = _join_branches(connection, primary, secondary, segments)
+    changes = [_changes(connection, *each) for each in zip(ids, segments, ({}, names), strict=True)]
+    for session_id, own in zip(ids, segments, strict=True):
+        for segment in own:
+            values = segment._asdict() | {"own": session_id, "primary": primary.id}
+            for statement in _MOVE:
+                connection.execute(statement, values)
+    for segment in segments[0]:
+        connection.execute(_MOVE_CHECKPOINTS, segment._asdict() | {"primary": primary.id, "home": primary.home})
+    for statement in _FLIP:
+        connection.execute(statement, {"primary": primary.id, "home": primary.home})
+    for update, rows in (each for own in changes for each in own):
+        connection.executemany(update, [(*row, primary.id, seq) for seq, *row in rows])
+
+
+_SEQS = " UNION ALL ".join(f"SELECT seq, {at} FROM {table} WHERE session_id = :own" for table, at in _TIMES.items())
+_SEQS += " ORDER BY 1"
+_OF_SEGMENT = "WHERE session_id = :own AND seq BETWEEN :first AND :last"
+_MOVE = (
+    "UPDATE messages SET session_id = :primary, seq = -(seq + :shift),"
+    f" position = CASE WHEN position = seq THEN seq + :shift ELSE position END {_OF_SEGMENT}",
+    *(
+        f"UPDATE {table} SET session_id = :primary, seq = -(seq + :shift) {_OF_SEGMENT}"
+        for table in _TIMES
+        if table != "messages"
+    ),
+)
+_MOVE_CHECKPOINTS = """
+    UPDATE checkpoints SET seq = -(seq + :shift)
+    WHERE home = :home AND session_id = :primary AND seq BETWEEN :first AND :last
+"""
+_FLIP = (
+    *(f"UPDATE {table} SET seq = -seq WHERE session_id = :primary AND seq < 0" for table in _TIMES),
+    "UPDATE checkpoints SET seq = -seq WHERE home = :home AND session_id = :primary AND seq < 0",
+)
+
+
+def _changes(
+    connection: Connection, session_id: str, segments: Sequence[Segment], names: Mapping[str, str]
+) -> list[tuple[str, list[tuple[Any, ...]]]]:
+    """The other columns that refer to seqs: a statement, and for the rows their new seqs and the new values."""
+    messages = connection.execute(
+        "SELECT seq, position, replaced_by FROM messages"
+        " WHERE session_id = ? AND (position != seq OR replaced_by IS NOT NULL)",
+        (session_id,),
+    ).fetchall()
+    deletions = connection.execute(
+        "SELECT seq, detail FROM events WHERE session_id = ? AND kind = 'message_deleted'", (session_id,)
+    ).fetchall()
+    details = []
+    for seq, text in deletions:
+        detail = json.loads(text)
+        detail["position"] = moved(segments, detail["position"])
+        detail["seqs"] = [moved(segments, each) for each in detail.get("seqs", ())]
+        detail["branch"] = names.get(detail["branch"], detail["branch"])
+        details.append((moved(segments, seq), to_json(detail)))
+    return [
+        (
+            "UPDATE messages SET position = ?, replaced_by = ? WHERE session_id = ? AND seq = ?",
+            [tuple(moved(segments, each) for each in row) for row in messages],
+        ),
+        ("UPDATE events SET detail = ? WHERE session_id = ? AND seq = ?", details),
+    ]
+
+
+# Branches
+
+
+def _join_branches(
+    connection: Connection, primary: SessionInfo, secondary: SessionInfo, segments: Sequence[Sequence[Segment]]
+) -> dict[str, str]:
+    """Let the current branch of the secondary be a part of the primary's, and its others begin there.
+
+    Returns the new names of the secondary's branches, as far as their messages have left the conversation.
+    """
+    rows = "SELECT id, parent_id, parent_seq, run_id, created_at FROM branches WHERE session_id = ?"
+    known = connection.execute(rows, (primary.id,)).fetchall()
+    connection.executemany(
+        "UPDATE branches SET parent_seq = ? WHERE session_id = ? AND id = ?",
+        [(moved(segments[0], row[2]), primary.id, row[0]) for row in known],
+    )
+    own = {row[0]: row[1:] for row in connection.execute(rows, (secondary.id,)).fetchall()}
+    line = dict(branches.line(connection, secondary.id, secondary.branch))
+    connection.execute("DELETE FROM branches WHERE session_id = ?", (secondary.id,))
+    used = set()  # branches with messages that are not of the conversation, and those that these continue
+    for branch, last in connection.execute(_LAST_OF_BRANCHES, (secondary.id,)).fetchall():
+        at = last
+        while branch not in used and not (branch in line and at <= line[branch]):
+            used.add(branch)
+            if branch not in own:
+                break
+            branch, at = own[branch][:2]
+    numbers = count(len(known) + 2)
+    names = {branch: f"branch-{next(numbers)}" for branch in [branches.MAIN, *own] if branch in used}
+    for branch, name in names.items():
+        parent, at, run_id, created_at = own.get(branch, (None, 0, None, to_text(secondary.created_at)))
+        if branch in line:  # its messages after this one are not of the conversation
+            parent, at = None, line[branch]
+        elif parent in line and at <= line[parent]:
+            parent = None
+        place = primary.branch if parent is None else names[parent]
+        connection.execute(
+            "INSERT INTO branches (session_id, id, parent_id, parent_seq, run_id, created_at)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (primary.id, name, place, moved(segments[1], at), run_id, created_at),
+        )
+    _rename_branches(connection, secondary.id, line, names, primary.branch)
+    return names
+
+
+_LAST_OF_BRANCHES = "SELECT branch, MAX(seq) FROM messages WHERE session_id = ? GROUP BY branch"
+
+
+def _rename_branches(
+    connection: Connection, session_id: str, line: Mapping[str, int], names: Mapping[str, str], current: str
+) -> None:
+    """Rename the branches of messages. A new name has a prefix until all are renamed, because it may be an old one."""
+    for branch, upto in line.items():
+        connection.execute(
+            "UPDATE messages SET branch = ? WHERE session_id = ? AND branch = ? AND seq <= ?",
+            (f"~{current}", session_id, branch, upto),
+        )
+    connection.executemany(
+        "UPDATE messages SET branch = ? WHERE session_id = ? AND branch = ?",
+        [(f"~{name}", session_id, branch) for branch, name in names.items()],
+    )
+    connection.execute("UPDATE messages SET branch = substr(branch, 2) WHERE session_id = ?", (session_id,))
+
+
+# All else
+
+
+def _join_others(connection: Connection, primary_id: str, secondary_id: str, *, with_items: bool) -> None:
+    """Files, and with `with_items` the items of another SDK's conversation, which are its state."""
+    ids = {"primary": primary_id, "secondary": secondary_id}
+    if with_items:
+        connection.execute(_MOVE_ITEMS, ids)
+    connection.execute(_COPY_FILES, ids)
+    for table in ("files", "conversation_items"):
+        connection.execute(f"DELETE FROM {table} WHERE session_id = :secondary", ids)
+
+
+_MOVE_ITEMS = """
+    UPDATE conversation_items SET session_id = :primary, position = position
+    + (SELECT COALESCE(MAX(position), 0) FROM conversation_items WHERE session_id = :primary)
+    WHERE session_id = :secondary
+"""
+_COPY_FILES = """
+    INSERT INTO files (session_id, hash, media_type, data)
+    SELECT :primary, hash, media_type, data FROM files WHERE session_id = :secondary
+    ON CONFLICT (session_id, hash) DO NOTHING
+"""
+
+
+def _join_details(connection: Connection, primary: SessionInfo, secondary: SessionInfo, rules: EngineContext) -> None:
+    """What both have is the primary's. A pin of either one holds, such as a legal hold."""
+    details = SessionDetails(
+        title=primary.title or secondary.title,
+        purpose=primary.purpose or secondary.purpose,
+        tags=list(dict.fromkeys((*primary.tags, *secondary.tags))),
+        metadata=session_rows.merged(secondary.metadata, primary.metadata),
+        context=session_rows.merged(secondary.context, primary.context),
+    )
+    session_rows.update(connection, primary.id, details, rules)
+    pin = primary.pinned or secondary.pinned
+    connection.execute(
+        "UPDATE sessions SET version = version + 1, pinned = ?, last_active_at = ?, parent_id = ? WHERE id = ?",
+        (
+            None if pin is None else to_json(pin.model_dump(mode="json")),
+            to_text(max(primary.last_active_at, secondary.last_active_at)),
+            secondary.parent_id if primary.parent_id == secondary.id else primary.parent_id,
+            primary.id,
+        ),
+    )
