@@ -40,10 +40,10 @@ demo: $(VENV)/demo.stamp
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-postgres: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto --dist loadfile --postgres
+	$(BIN)/python -m pytest -n auto --dist worksteal --postgres
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
@@ -61,7 +61,7 @@ faults: $(VENV)/dev.stamp
 	SESSION_FAULT_ROUNDS=200 $(BIN)/python -m pytest --timeout 0 tests/faults tests/runtime/test_shared_runs.py
 
 floors: $(FLOORS)/floors.stamp
-	$(FLOORS)/bin/python -m pytest -n auto $(CORE:%=tests/%.py) -k "not postgres or test_checkpoints or test_follow"
+	$(FLOORS)/bin/python -m pytest -n auto --dist worksteal $(CORE:%=tests/%.py) -k "not postgres or test_checkpoints or test_follow"
 	$(FLOORS)-openai-agents/bin/python -m pytest tests/integrations/test_openai_items.py
 
 docs: $(VENV)/dev.stamp
@@ -78,7 +78,8 @@ $(VENV)/demo.stamp: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
-	$(PIP) --editable '.[chat]' --group dev
+	$(PIP) uv
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --editable '.[chat]' --group dev
 	@touch $@
 
 $(FLOORS)/floors.stamp: pyproject.toml

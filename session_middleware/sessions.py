@@ -6,6 +6,7 @@ import asyncio
 import builtins
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -24,7 +25,9 @@ from session_middleware.checkpoint.repair import Repairs
 from session_middleware.checkpoint.saver import SessionSaver
 from session_middleware.checkpoint.serde import StrictSerializer, own_within
 from session_middleware.display.html import Rows
+from session_middleware.display.progress import progress_bar
 from session_middleware.errors import InvalidArgument, StorageError, UserRevoked
+from session_middleware.exports.formats import checked_path
 from session_middleware.memory.context import CountTokens, about_tokens
 from session_middleware.memory.embedding import Embedder
 from session_middleware.memory.indexer import Indexed, MemoryIndexer
@@ -375,6 +378,42 @@ class Sessions(SessionAccess):
         self._flush()
         return Rows(self._storage.check(repair=repair, deep=deep))
 
+    def backup(self, path: str | Path, *, keep: int | None = None, progress: bool = False) -> Path:
+        """Write a copy of the database beside running writers, check the copy, and return its path.
+
+        The copy is one SQLite file, the state of one moment. It replaces an older backup when it is complete. The
+        folder of archives is not copied. ``session-middleware restore-backup`` puts a backup in the place of a damaged
+        file. A PostgreSQL database is backed up with ``pg_dump``; here, all sessions and memories are exported, for
+        `import_from`.
+
+        Args:
+            path: of the file. If it is an existing folder, or with `keep`, a file in it is named by the time.
+            keep: the number of backups in the folder that remain; older ones of this database are deleted.
+            progress: show a progress bar on the terminal.
+
+        Raises:
+            StorageError: the copy cannot be written, or is damaged because the database is. Older backups remain.
+        """
+        target, is_server = checked_path(path), "://" in self._storage.name
+        if keep is not None and (not isinstance(keep, int) or isinstance(keep, bool) or keep < 1):
+            raise InvalidArgument("keep", keep, wanted="the number of backups to keep, such as 7")
+        self._flush()
+        stem, suffix = Path(self._storage.name).stem.strip(":"), ".db"
+        if is_server:
+            stem, suffix = "sessions", ".jsonl.gz"
+        folder = target if keep is not None or target.is_dir() else None
+        if folder is not None:
+            target = folder / f"{stem}-{self._clock():%Y%m%d-%H%M%S-%f}{suffix}"
+        if is_server:
+            logger.warning("%s is a server's database: back it up with pg_dump; %s is an export", self, target)
+        with progress_bar("backing up", wanted=progress) as report:
+            self._storage.back_up(target, progress=report)
+        if folder is not None and keep is not None:
+            dated = re.compile(rf"{re.escape(stem)}-\d{{8}}-\d{{6}}-\d{{6}}{re.escape(suffix)}")
+            for old in sorted(each for each in folder.iterdir() if dated.fullmatch(each.name))[:-keep]:
+                old.unlink()
+        return target
+
     # Users
 
     def forget_user(self, user_id: str, *, dry_run: bool = False) -> ErasureReceipt:
@@ -560,6 +599,7 @@ class Sessions(SessionAccess):
     aopen = async_twin(open)
     asweep = async_twin(sweep)
     acheck = async_twin(check)
+    abackup = async_twin(backup)
     aforget_user = async_twin(forget_user)
     arevoke = async_twin(revoke)
     amemory = async_twin(memory)

@@ -195,9 +195,14 @@ def storage(make_storage: Callable[..., Storage]) -> Storage:
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Settings come neither from the environment of the caller nor from a .env file."""
+def _no_settings_from_outside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Settings come neither from the environment of the caller nor from a .env file.
+
+    Commits do not wait for the disk, in other processes neither; those of `tests/faults` do, as the default says.
+    """
     for name in list(os.environ):
         if name.startswith("SESSION_"):
             monkeypatch.delenv(name)
+    if request.path.parent.name != "faults":
+        monkeypatch.setenv("SESSION_SYNCHRONOUS", "normal")
     monkeypatch.chdir(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,7 @@ def test_a_file_that_a_killed_sweep_left_goes_with_its_session(
     content = path.read_bytes()
     sessions.restore("t").update(on_expire="keep")
     path.write_bytes(content)
-    (half := path.with_name(f"{path.name}.partial")).write_bytes(content[:99])
+    (half := path.with_name(f"partial.{path.name}")).write_bytes(content[:99])
     if way == "delete":
         assert sessions.delete("t").bytes_freed >= len(content)
     elif way == "forget":
@@ -395,3 +396,42 @@ def test_two_databases_may_have_one_folder_of_archives(
     assert len(list(Path(folder).iterdir())) == 2
     assert one.forget_user("alice").archives == 1
     assert said(two.restore("t")) == [("user", "bob"), ("assistant", "you said bob")]
+
+
+# Retention
+
+
+@pytest.mark.usefixtures("each_engine")
+def test_retention_counts_from_the_end_and_deletes_archives_too(
+    open_sessions: OpenSessions, clock: Clock, tmp_path: Path
+) -> None:
+    sessions = open_sessions(retention="7d", archive_path=tmp_path / "archives")
+    own = {"t": None, "short": "1d", "kept": "never"}
+    for session_id, retention in own.items():
+        sessions.open(session_id, user_id="alice", retention=retention)
+    clock.advance(minutes=30)
+    ended_at = clock()
+    clock.advance(hours=1)
+    assert {(each.session_id, each.action) for each in sessions.sweep()} == {(name, "archive") for name in own}
+    explained = sessions.for_user("alice").explain("t")
+    assert (explained.next_status, explained.next_at) == ("deleted", ended_at + timedelta(days=7))
+    assert "it is deleted at 2026-01-08 12:30:00 UTC (retention)" in explained.text
+    assert sessions.sweep() == []
+    clock.advance(days=1)
+    (due,) = sessions.sweep(dry_run=True)
+    assert (due.session_id, due.user_id, due.reason, due.action) == ("short", "alice", "retention", "delete")
+    assert sessions.sweep() == [due.model_copy(update={"bytes": None})]
+    clock.advance(days=6)
+    deleted: list[Any] = []
+    sessions.on_closed(deleted.append)
+    assert [each.session_id for each in sessions.sweep()] == ["t"]
+    sessions.settle()
+    assert [(event.kind, event.reason, event.session_id) for event in deleted] == [("deleted", "retention", "t")]
+    assert [each.session_id for each in sessions.list_archived()] == ["kept"]
+    assert len([*(tmp_path / "archives").iterdir()]) == 1
+    assert (sessions.explain("t").status, sessions.explain("t").reason) == ("deleted", "retention")
+    for session_id in ("t", "short"):
+        with pytest.raises(SessionNotFound):
+            sessions.restore(session_id)
+    sessions.restore("kept")
+    assert (sessions.sweep(), sessions.check()) == ([], [])

@@ -422,4 +422,4 @@ def test_an_export_replaces_no_database_and_leaves_nothing_half(sessions: Sessio
     session.export(tmp_path / "t.jsonl")
     session.export(tmp_path / "t.jsonl")  # again
     assert sessions.get("t").id == "t"
-    assert not [*tmp_path.rglob("*.partial")]
+    assert not [*tmp_path.rglob("partial.*")]

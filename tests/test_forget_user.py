@@ -165,7 +165,7 @@ def test_what_a_killed_sweep_has_left_goes_too(sessions: Sessions, graph: Any, t
     storage = sessions._storage
     left = Path(storage._database.read(lambda connection: archives.write(connection, fork, storage._rules))[0])
     assert left.is_file()
-    left.with_name(f"{left.name}.partial").write_bytes(left.read_bytes())
+    left.with_name(f"partial.{left.name}").write_bytes(left.read_bytes())
     sessions.forget_user(ALICE)
     assert not left.exists()
     assert PLANTED.encode() not in everything_stored(tmp_path)

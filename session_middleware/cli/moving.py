@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from session_middleware.cli import options
 from session_middleware.cli.options import command
 from session_middleware.cli.reading import explain_session
+from session_middleware.display.progress import progress_bar
 from session_middleware.display.text import plural
 
 if TYPE_CHECKING:
@@ -28,6 +30,82 @@ def restore(sessions: Sessions, session_id: str) -> None:
     from session_middleware.cli.opening import id_of
 
     explain_session(sessions, sessions.restore(id_of(sessions, session_id, deleted=True)).id)
+
+
+@command(
+    "export all.jsonl.gz",
+    "export alice.jsonl --user alice",
+    "export chat.html --session last --format html",
+)
+@click.argument("path", type=click.Path())
+@click.option("--session", "session_id", metavar="ID", help="Only this session.", shell_complete=options.complete)
+@click.option(
+    "--format", "kind", type=click.Choice(["jsonl", "markdown", "html", "folder"]), default="jsonl", show_default=True
+)
+@options.filters
+def export(sessions: Sessions, path: str, session_id: str | None, kind: Any, where: dict[str, Any]) -> None:
+    """Write sessions to PATH: as JSON lines, which import reads, or for people.
+
+    JSON lines are one file. The other formats are a file or folder for each session, in the folder PATH.
+    """
+    from session_middleware.cli.opening import id_of
+
+    if session_id is None:
+        count = sessions.export(path, kind, progress=True, **where)
+        click.echo(f"exported {plural(count, 'session')} to {path}")
+        return
+    if where:
+        raise click.UsageError("--session names one session; leave out the filters")
+    session = sessions.get(id_of(sessions, session_id))
+    session.export(path, kind)
+    click.echo(f"exported session {session.id!r} to {path}")
+
+
+@command("import all.jsonl.gz --db new.db", "import alice.jsonl --skip", name="import", db="new")
+@click.argument("path", type=click.Path())
+@click.option("--skip", is_flag=True, help="Leave the sessions as they are that are there already.")
+def import_file(sessions: Sessions, path: str, skip: bool) -> None:
+    """Store the sessions of a file that export wrote: all of them, or none."""
+    ids = sessions.import_from(path, if_exists="skip" if skip else "raise", progress=True)
+    click.echo(f"imported {plural(len(ids), 'session')} into {sessions._storage.name}")
+
+
+@command("backup copy.db", "backup backups --keep 7")
+@click.argument("path", type=click.Path())
+@click.option("--keep", type=click.IntRange(1), help="Name the backup by the time, and delete all but the latest ones.")
+def backup(sessions: Sessions, path: str, keep: int | None) -> None:
+    """Copy the database, beside running apps, and check the copy.
+
+    PATH is a file, or a folder of backups that are named by the time; with --keep it is created.
+    """
+    target = sessions.backup(path, keep=keep, progress=True)
+    click.echo(f"backed up to {target}, and checked")
+
+
+@command("restore-backup copy.db", db=None)
+@click.argument("backup", type=click.Path())
+@options.new_db_option
+@options.yes_option
+def restore_backup(backup: str, db: str | None, yes: bool) -> None:
+    """Put a backup in the place of the database file, which may be damaged.
+
+    Stop the app first. The old file stays beside the new one, under another name.
+    """
+    from session_middleware.settings import load_settings
+    from session_middleware.storage.factory import file_path, is_postgres
+    from session_middleware.storage.sqlite import backups
+
+    settings = load_settings(**({} if db is None else {"storage_url": db}))
+    if is_postgres(settings.storage_url):
+        raise click.UsageError("restore a PostgreSQL database with pg_restore, or an export with import")
+    path = Path(file_path(settings.storage_url))
+    if path.exists() and not yes:
+        click.confirm(f"Replace {path} by {backup}?", abort=True, err=True)
+    suffix = f"replaced-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    kept = backups.restore(Path(backup), path, settings, suffix=suffix)
+    click.echo(f"restored {path}")
+    if kept is not None:
+        click.echo(f"the old file is {kept}")
 
 
 @command("copy sessions.db copy.db", db=None)
@@ -52,20 +130,12 @@ def copy(source: str, target: str) -> None:
 
     with ExitStack() as opened:
         copied = storage_of(place_of(source))
-        with click.progressbar(length=1, label="copying rows", file=sys.stderr) as bar:
-            counts = copy_database(copied, storage_of(target), progress=_progress_of(bar))
+        with progress_bar("copying rows", wanted=True) as report:
+            counts = copy_database(copied, storage_of(target), progress=report)
     click.echo(
         f"copied {plural(counts['sessions'], 'session')} in {plural(sum(counts.values()), 'row')}; "
         f"all rows and the latest states are equal"
     )
-
-
-def _progress_of(bar: object) -> Callable[[int, int], None]:
-    def advance(done: int, total: int) -> None:
-        bar.length = total  # type: ignore[attr-defined]
-        bar.update(done - bar.pos)  # type: ignore[attr-defined]
-
-    return advance
 
 
 @command(
@@ -96,8 +166,8 @@ def import_command(source: str, db: str | None, allowed: tuple[str, ...], user_k
     from session_middleware.importers.langgraph_source import open_source
 
     with open_source(source) as saver, opened(db, create=True, quiet=True, allowed_types=types) as sessions:
-        with click.progressbar(length=1, label="copying checkpoints") as bar:
-            done = import_checkpoints(saver, sessions, user_key=user_key, progress=_progress_of(bar))
+        with progress_bar("copying checkpoints", wanted=True) as report:
+            done = import_checkpoints(saver, sessions, user_key=user_key, progress=report)
         target = sessions.settings.storage_url
     click.echo(
         f"copied {plural(done.checkpoints, 'checkpoint')} with {plural(done.writes, 'write')}, skipped "
@@ -153,4 +223,4 @@ def migrate(db: str | None, as_sql: bool, partitions: int | None) -> None:
         click.echo(f"the tables are in {sessions._storage.name}")
 
 
-COMMANDS = (restore, copy, import_command, migrate)
+COMMANDS = (export, import_file, restore, backup, restore_backup, copy, import_command, migrate)

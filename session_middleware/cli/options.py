@@ -75,7 +75,7 @@ def command(
 # Sessions
 
 
-def _complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The session ids that begin with what was typed. A shell shows no error, so there is none."""
     from session_middleware.cli.opening import ids_of
 
@@ -88,7 +88,7 @@ def _complete(context: click.Context, _: click.Parameter, incomplete: str) -> li
 def id_argument(name: str = "session_id", **given: Any) -> Callable[..., Any]:
     """The id of a session, the beginning of one, or ``last``."""
     metavar = "[ID]..." if given.get("nargs") == -1 else "ID" if given.get("required", True) else "[ID]"
-    return click.argument(name, metavar=metavar, shell_complete=_complete, **given)
+    return click.argument(name, metavar=metavar, shell_complete=complete, **given)
 
 
 def session_argument(function: Callable[..., Any]) -> Callable[..., Any]:

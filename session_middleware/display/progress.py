@@ -1,4 +1,4 @@
-"""A progress bar on stderr, which rich hides where there is no terminal."""
+"""A progress bar on stderr, where that is a terminal or a notebook."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def progress_bar(label: str, *, wanted: bool) -> Iterator[Callable[[int, int], o
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not (console.is_terminal or console.is_jupyter)) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, whole: bar.update(task, completed=done, total=whole)

@@ -31,7 +31,7 @@ from session_middleware.importers.langgraph_source import (
     reading_strictly,
 )
 
-Progress = Callable[[int, int], None]  # checkpoints handled, and their total
+Progress = Callable[[int, int], object]  # checkpoints handled, and their total
 WritesByTask = dict[str, list[tuple[str, Any]]]
 
 

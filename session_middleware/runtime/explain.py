@@ -122,10 +122,13 @@ def explain_absence(session_id: str, tombstone: TombstoneInfo | None, settings: 
     is_refused = on_resume == "reject"
     if tombstone.archive is not None:
         where, back, is_refused = f" to {tombstone.archive}", "; it can be restored", on_resume != "fresh"
+    facts: dict[str, Any] = {"status": tombstone.action, "reason": tombstone.reason, "since": tombstone.deleted_at}
+    if (until := tombstone.archive_ends_at(settings.retention)) is not None:
+        facts |= {"next_status": "deleted", "next_reason": "retention", "next_at": until}
+        back += f"; it is deleted at {_time(until)} (retention)"
     reason = f" ({tombstone.reason})" if tombstone.reason else ""
     was = f"it was {tombstone.action}{where} at {_time(tombstone.deleted_at)}{reason}"
     text = f"session {session_id!r}: {was}; running it {'is refused' if is_refused else 'opens it anew'} (on_resume)"
-    facts: dict[str, Any] = {"status": tombstone.action, "reason": tombstone.reason, "since": tombstone.deleted_at}
     return Explanation(session_id=session_id, **facts, text=text + back)
 
 

@@ -14,7 +14,6 @@ from typing import IO, Any, cast
 from session_middleware.errors import SessionError, StorageError
 
 ADVICE = "check the folder's permissions and the free disk space"
-_DATABASE = b"SQLite format 3\0"
 
 
 @contextmanager
@@ -77,14 +76,30 @@ def created(path: Path) -> IO[Any]:
     return file
 
 
+def check_own(file: IO[bytes], path: Path) -> None:
+    """Raise `OSError` if another process has replaced the temporary file that this one writes."""
+    if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        raise FileExistsError("another process is writing it too")
+
+
 def check_target(path: Path) -> None:
     """Raise `StorageError` if an export to this path would replace a database or a folder."""
     if path.is_dir():
         raise StorageError(str(path), "it is a folder", advice="name a file in it")
-    if path.is_file() and os.access(path, os.R_OK):
-        with path.open("rb") as file:
-            if file.read(len(_DATABASE)) == _DATABASE:
-                raise StorageError(str(path), "it is a database", advice="name another file for the export")
+    if is_database(path):
+        raise StorageError(str(path), "it is a database", advice="name another file for the export")
+
+
+def is_database(path: Path, *, or_backup: bool = True) -> bool:
+    """Whether it is an SQLite file. A backup is one that has no log."""
+    real = Path(os.path.realpath(path))
+    if any(real.with_name(real.name + end).exists() for end in ("-wal", "-shm")):
+        return True  # it may be open here, and closing a file releases all locks of this process on it
+    if not real.is_file() or not os.access(real, os.R_OK):
+        return False
+    with real.open("rb") as file:
+        header = file.read(20)
+    return header.startswith(b"SQLite format 3\0") and (or_backup or header[18:] == b"\2\2")
 
 
 def file_name(text: str) -> str:
@@ -95,7 +110,7 @@ def file_name(text: str) -> str:
 
 
 def temporary_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.partial")
+    return path.with_name(f"partial.{path.name}")
 
 
 def _discard(path: Path) -> None:

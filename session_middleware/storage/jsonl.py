@@ -47,14 +47,16 @@ class Refusal(Exception):
 
 
 @contextmanager
-def reading(path: Path, *, advice: str = "nothing of it was imported; export the sessions again") -> Iterator[None]:
+def reading(
+    path: Path, *, noun: str = "file", advice: str = "nothing of it was imported; export the sessions again"
+) -> Iterator[None]:
     """Map `Refusal` and errors of the operating system in the block to `StorageError`, which names the file."""
     try:
         yield
     except Refusal as error:
         raise StorageError(str(path), str(error), advice=advice) from error
     except FileNotFoundError as error:
-        raise StorageError(str(path), "the file is missing", advice=advice) from error
+        raise StorageError(str(path), f"the {noun} is missing", advice=advice) from error
     except OSError as error:
         if isinstance(error, SessionError):
             raise

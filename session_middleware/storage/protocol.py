@@ -249,6 +249,12 @@ class Storage(Protocol):
         `SessionLimitReached`.
         """
 
+    def back_up(self, path: Path, *, progress: Progress | None = None) -> None:
+        """Write a verified copy of one snapshot to a file, atomically: a database file, or an export of all sessions.
+
+        The second where the database is on a server.
+        """
+
     def find_tombstone(self, session_id: str) -> TombstoneInfo | None: ...
 
     def list_archived(

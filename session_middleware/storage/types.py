@@ -7,7 +7,7 @@ appended to the record in `record_entries`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from session_middleware.models import (
@@ -118,6 +118,16 @@ class TombstoneInfo(NamedTuple):
     user_id: str | None = None
     on_resume: OnResume | None = None  # the session's own setting
     digest: str | None = None  # of the archive
+    ended_at: datetime | None = None  # of an archived session
+    retention_seconds: float | None = None  # its own setting; 0: never
+
+    def archive_ends_at(self, retention: timedelta | None) -> datetime | None:
+        """When ``retention`` deletes the archive; ``None``: never."""
+        if self.retention_seconds is not None:
+            retention = timedelta(seconds=self.retention_seconds) if self.retention_seconds else None
+        if retention is None or self.archive is None or self.ended_at is None:
+            return None
+        return self.ended_at + retention
 
     @property
     def merged_into(self) -> str | None:

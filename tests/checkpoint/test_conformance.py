@@ -23,6 +23,7 @@ from langgraph.types import Command, Interrupt, Send
 from session_middleware import Sessions
 from tests.support import agents
 from tests.support.agents import GRAPHS, human, said
+from tests.support.pairwise import engines_in_turns
 
 pytestmark = pytest.mark.usefixtures("storage_url")
 
@@ -155,7 +156,7 @@ def test_what_is_read_is_what_langgraphs_own_saver_reads(name: str, sessions: Se
         assert (mine.parent_config is None) == (other.parent_config is None)
 
 
-@pytest.mark.parametrize("name", VALUES)
+@engines_in_turns("storage_url", name=VALUES)
 def test_a_process_that_knows_nothing_reads_the_same(name: str, open_sessions: Callable[[], Sessions]) -> None:
     with open_sessions() as sessions:
         written = puts(sessions.checkpointer, name, VALUES[name])

@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 
 from session_middleware import Sessions
 from session_middleware.errors import SessionAccessDenied, UnknownStrategy
-from tests.support.pairwise import ENGINES
+from tests.support.pairwise import engines_in_turns
 
 pytestmark = pytest.mark.usefixtures("each_engine")
 
@@ -104,9 +104,7 @@ def described(entry: Any) -> Any:
     return [write[1:] for write in entry["writes"]], entry.get("seed", "none")
 
 
-@pytest.mark.parametrize(  # the statements of an engine do not depend on where the state is
-    ("each_engine", "turns"), [(ENGINES[turns % 2], turns) for turns in range(9)], indirect=["each_engine"]
-)
+@engines_in_turns(turns=range(9))
 def test_pruning_leaves_the_state_wherever_it_is_between_snapshots(turns: int, sessions: Sessions) -> None:
     graph, theirs = graph_on(sessions.checkpointer), graph_on(InMemorySaver())
     for each in (graph, theirs):

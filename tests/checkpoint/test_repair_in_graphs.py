@@ -24,6 +24,7 @@ from session_middleware.checkpoint.repair import INTERRUPTED, unanswered
 from session_middleware.errors import SessionBusy
 from tests.support import agents, processes
 from tests.support.agents import RUNNERS, Runner, Saying, Scripted, asks, human, invoke, kinds
+from tests.support.pairwise import pairwise
 
 
 class Strict(Scripted):
@@ -297,10 +298,7 @@ def last_one(messages: list[BaseMessage]) -> list[BaseMessage]:
     return messages[-1:]
 
 
-@pytest.mark.parametrize("runner", [invoke, agents.ainvoke])
-@pytest.mark.parametrize("recorder", [True, False])
-@pytest.mark.parametrize("blocks", [False, True])
-@pytest.mark.parametrize("sends", [last_one, list])
+@pairwise(sends=[last_one, list], blocks=[False, True], recorder=[True, False], runner=[agents.invoke, agents.ainvoke])
 async def test_agents_that_hand_over_to_each_other_answer_their_calls_themselves(
     sends: Callable[..., Any], blocks: bool, recorder: bool, runner: Runner, sessions: Sessions
 ) -> None:

@@ -59,26 +59,23 @@ async def compared(scenario: Scenario, by: Runner, path: Path, make_serde: Calla
         assert seen([ours.get_state(CONFIG)])[0][0] == history[0][0]
 
 
-WAYS = [  # every scenario with every durability; `invoke` and `ainvoke` alternate, so that both meet each of these
-    pytest.param(scenario, durability, is_async, id=f"{scenario.__name__}-{durability}-{'a' * is_async}invoke")
+WAYS = [  # each scenario has each durability, each serializer, and both ways to run; each two of these meet somewhere
+    pytest.param(scenario, durability, is_async, make_serde, id=f"{scenario.__name__}-{durability}-{name}")
     for number, scenario in enumerate(SCENARIOS)
     for place, durability in enumerate(("sync", "async", "exit"))
     for is_async in [(number + place) % 2 == 1]
+    for make_serde in [(None, encrypted, Pickle)[(number // 2 + place) % 3]]
+    for name in [f"{'a' * is_async}invoke-{make_serde.__name__.lower() if make_serde else 'plain'}"]
     if (durability, scenario) not in scenarios.UNDEFINED
 ]
 
 
-@pytest.mark.parametrize(("scenario", "durability", "is_async"), WAYS)
+@pytest.mark.parametrize(("scenario", "durability", "is_async", "make_serde"), WAYS)
 async def test_answers_and_history_are_those_of_langgraphs_own_saver(
-    scenario: Scenario, durability: str, is_async: bool, tmp_path: Path
+    scenario: Scenario, durability: str, is_async: bool, make_serde: Callable[[], Any] | None, tmp_path: Path
 ) -> None:
-    await compared(scenario, runner(is_async, durability), tmp_path / "sessions.db")
-
-
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
-async def test_they_are_so_with_another_serializer(scenario: Scenario, tmp_path: Path) -> None:
-    make_serde = (encrypted, Pickle)[SCENARIOS.index(scenario) % 2]  # each sees its values as the same bytes again
-    await compared(scenario, runner(), tmp_path / "sessions.db", make_serde)
+    """With each serializer a state has the same bytes again where its values are the same."""
+    await compared(scenario, runner(is_async, durability), tmp_path / "sessions.db", make_serde or (lambda: None))
 
 
 def test_nothing_that_was_said_is_readable_in_an_encrypted_state(tmp_path: Path) -> None:

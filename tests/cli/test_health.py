@@ -278,7 +278,8 @@ def test_doctor_refuses_a_database_that_is_no_file(call: Call) -> None:
     assert "secret" not in result.output
 
 
-def test_doctor_as_json_has_the_facts(call: Call, db: Path) -> None:
+def test_doctor_as_json_has_the_facts(call: Call, db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SESSION_SYNCHRONOUS")
     found = json.loads(call("doctor", "--db", str(db), "--json").output)
     assert (found["sessions"], found["synchronous"]) == (3, "full")
     assert found["file_bytes"] == db.stat().st_size == found["pages"] * found["page_bytes"]
@@ -291,7 +292,7 @@ def test_doctor_notes_an_old_sqlite_only_where_another_program_may_write(
 ) -> None:
     def notes(*version: int) -> list[str]:
         monkeypatch.setattr(doctor_module.sqlite3, "sqlite_version_info", version)
-        return doctor_module.examine(str(db), load_settings())["notes"]
+        return doctor_module.examine(str(db), load_settings(synchronous="full"))["notes"]
 
     assert notes(3, 51, 2) == []
     with closing(sqlite3.connect(db)) as connection:

@@ -7,13 +7,17 @@ from collections.abc import Callable
 import pytest
 
 from session_middleware import Sessions
+from tests.support.pairwise import ENGINES, pairwise
 
 pytestmark = pytest.mark.usefixtures("each_engine")
 
 SAID = ("to be or not to be", "The Who live", "who is the tallest?", "don't panic 😀", "a whole other thing")
 
 
-@pytest.fixture(params=["read from the record", "indexed"])
+SETTLED = ["read from the record", "indexed"]
+
+
+@pytest.fixture(params=SETTLED)
 def settle(request: pytest.FixtureRequest, sessions: Sessions) -> Callable[[], object]:
     return (lambda: None) if request.param == "read from the record" else sessions.index_memory
 
@@ -24,30 +28,31 @@ def say(sessions: Sessions, session_id: str, *texts: str, user_id: str | None = 
         session.add({"role": "user", "content": text})
 
 
-@pytest.mark.parametrize(
-    ("query", "found"),
-    [
-        ("to be or not to be", ["to be or not to be"]),
-        ("To be, or NOT to be?", ["to be or not to be"]),
-        ("The Who", ["The Who live"]),
-        ("don't", ["don't panic 😀"]),
-        ("don\u2019t", ["don't panic 😀"]),
-        ("😀", ["don't panic 😀"]),
-        ("the", ["who is the tallest?", "The Who live"]),
-        ("?", ["who is the tallest?"]),
-        ("other", ["a whole other thing"]),
-        ("be be", []),
-        ("%", []),
-        ("", []),
-        (" ", []),
-        ("\ud83d", []),
-        ("the " * 50_000, []),
-        ("x" * 100_000, []),
-    ],
-)
+PHRASES: list[tuple[str, list[str]]] = [
+    ("to be or not to be", ["to be or not to be"]),
+    ("To be, or NOT to be?", ["to be or not to be"]),
+    ("The Who", ["The Who live"]),
+    ("don't", ["don't panic 😀"]),
+    ("don\u2019t", ["don't panic 😀"]),
+    ("😀", ["don't panic 😀"]),
+    ("the", ["who is the tallest?", "The Who live"]),
+    ("?", ["who is the tallest?"]),
+    ("other", ["a whole other thing"]),
+    ("be be", []),
+    ("%", []),
+    ("", []),
+    (" ", []),
+    ("\ud83d", []),
+    ("the " * 50_000, []),
+    ("x" * 100_000, []),
+]
+
+
+@pairwise(phrase=range(len(PHRASES)), settle=SETTLED, each_engine=ENGINES)
 def test_it_finds_what_holds_it_as_it_is_written_the_latest_first(
-    sessions: Sessions, settle: Callable[[], object], query: str, found: list[str]
+    sessions: Sessions, settle: Callable[[], object], phrase: int
 ) -> None:
+    query, found = PHRASES[phrase]
     say(sessions, "t", *SAID)
     settle()
     assert [each.text for each in sessions.search(query)] == found

@@ -29,6 +29,7 @@ from session_middleware.storage.types import SessionDetails
 from tests.conftest import Clock
 from tests.support.embeddings import SubjectEmbeddings
 from tests.support.memories import put_of
+from tests.support.pairwise import ENGINES, pairwise
 
 ROUNDS = int(os.environ.get("SESSION_FAULT_ROUNDS", "1"))  # how much longer to look; read before a fixture hides it
 WORDS = ("apple", "pear", "plum", "cherry", "garden", "harvest", "basket", "orchard", "cider", "ladder")
@@ -59,7 +60,10 @@ def index(storage: Storage) -> None:
         pass
 
 
-@pytest.fixture(params=["read from the record", "indexed"])
+SETTLED = ["read from the record", "indexed"]
+
+
+@pytest.fixture(params=SETTLED)
 def settle(request: pytest.FixtureRequest, storage: Storage) -> Callable[[], None]:
     """A recorded message is found as well before as after it is indexed."""
     return (lambda: None) if request.param == "read from the record" else (lambda: index(storage))
@@ -107,8 +111,10 @@ def test_a_date_in_the_query_is_the_day_it_was_said(storage: Storage, settle: Ca
     assert keys(look(storage, "the orchard in March 2026", user_id="alice"))[0] == "t2-0"
 
 
-@pytest.mark.parametrize(
-    "day", ["March 4th", "Mar 4", "4 March 2026", "the 4th of Mar", "2026-03-04", "2026/3/4", "04.03.2026", "4-Mar"]
+@pairwise(
+    day=["March 4th", "Mar 4", "4 March 2026", "the 4th of Mar", "2026-03-04", "2026/3/4", "04.03.2026", "4-Mar"],
+    settle=SETTLED,
+    storage_url=ENGINES,
 )
 def test_a_day_is_found_however_it_is_written(
     storage: Storage, settle: Callable[[], None], clock: Clock, day: str
@@ -122,25 +128,26 @@ def test_a_day_is_found_however_it_is_written(
     assert "written-0" in keys(look(storage, f"harvest on {day}", user_id="alice"))[:1]
 
 
-@pytest.mark.parametrize(
-    ("query", "said", "other"),
-    [
-        ("दूध", "मुझे दूध पसंद है", "दादा का धोबी रवि है"),
-        ("பால்", "பால் வேண்டும்", "பாலம் கட்டினர்"),
-        ("고양이", "고양이를 키운다", "강아지가 좋아"),
-        ("猫", "我家养了一只猫", "我家养了一只狗"),
-        ("ねこ", "うちのねこは白い", "うちのいぬは白い"),
-        ("แมว", "ฉันมีแมวหนึ่งตัว", "ฉันมีหมาหนึ่งตัว"),
-        ("Lodz", "Byłem w Łódź", "Byłem w Warszawa"),
-        ("da nang", "Đà Nẵng", "Hà Nội"),
-        ("strasse", "Die Straße", "Der Weg"),
-        ("isparta", "ISPARTA \u0131sparta", "Ankara"),
-        ("كتاب", "كِتَابٌ جديد", "قلم جديد"),
-    ],
-)
+SCRIPTS = [  # a query, what it finds, and what it does not find
+    ("दूध", "मुझे दूध पसंद है", "दादा का धोबी रवि है"),
+    ("பால்", "பால் வேண்டும்", "பாலம் கட்டினர்"),
+    ("고양이", "고양이를 키운다", "강아지가 좋아"),
+    ("猫", "我家养了一只猫", "我家养了一只狗"),
+    ("ねこ", "うちのねこは白い", "うちのいぬは白い"),
+    ("แมว", "ฉันมีแมวหนึ่งตัว", "ฉันมีหมาหนึ่งตัว"),
+    ("Lodz", "Byłem w Łódź", "Byłem w Warszawa"),
+    ("da nang", "Đà Nẵng", "Hà Nội"),
+    ("strasse", "Die Straße", "Der Weg"),
+    ("isparta", "ISPARTA \u0131sparta", "Ankara"),
+    ("كتاب", "كِتَابٌ جديد", "قلم جديد"),
+]
+
+
+@pairwise(words=SCRIPTS, settle=SETTLED, storage_url=ENGINES)
 def test_words_of_any_script_are_found_by_all_that_searches(
-    storage: Storage, settle: Callable[[], None], query: str, said: str, other: str
+    storage: Storage, settle: Callable[[], None], words: tuple[str, str, str]
 ) -> None:
+    query, said, other = words
     say(storage, "t", said, user_id="alice")
     say(storage, "u", other, user_id="alice")
     storage.put_memories([put_of(("n",), "said", {}, said), put_of(("n",), "other", {}, other)])
@@ -347,12 +354,14 @@ def test_neighbours_come_in_order(storage: Storage) -> None:
 # Bad input
 
 
-@pytest.mark.parametrize(
-    "text", ["", " ", "\0", "\U0001f600", "a" * 1_000_000, "x " * 500_000, "the of and", "日本語の文章です"]
-)
+TEXTS = ["", " ", "\0", "\U0001f600", "a" * 1_000_000, "x " * 500_000, "the of and", "日本語の文章です"]
+
+
+@pairwise(number=range(len(TEXTS)), settle=SETTLED, storage_url=ENGINES)
 def test_any_message_can_be_indexed_and_any_query_asked(
-    storage: Storage, settle: Callable[[], None], text: str
+    storage: Storage, settle: Callable[[], None], number: int
 ) -> None:
+    text = TEXTS[number]
     say(storage, "t", text, "apple")
     settle()
     assert "t-1" in keys(look(storage, "apple", "t"))

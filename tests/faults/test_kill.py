@@ -20,6 +20,7 @@ from session_middleware.storage.record_entries import ASIDE
 from tests.support import agents
 from tests.support.disk import read_log
 from tests.support.marked_writer import calls_in
+from tests.support.pairwise import ENGINES, pairwise
 from tests.support.processes import Process, run
 from tests.support.writer import graph
 
@@ -180,10 +181,7 @@ graph.invoke(human("look up tea"), sessions.config("t"), durability=durability)
 """
 
 
-@pytest.mark.parametrize("turns", [0, 1])
-@pytest.mark.parametrize("durability", ["sync", "exit"])
-@pytest.mark.parametrize("next_input", [None, "what is left?"])
-@pytest.mark.parametrize("sweeps", [True, False])
+@pairwise(turns=[0, 1], durability=["sync", "exit"], next_input=[None, "what is left?"], sweeps=[True, False])
 def test_the_history_is_what_the_state_has_after_a_process_was_killed_in_a_run(
     tmp_path: Path, durability: str, turns: int, next_input: str | None, sweeps: bool
 ) -> None:
@@ -250,9 +248,13 @@ graph.invoke(agents.human("look up tea"), sessions.config("t"), durability="asyn
 """
 
 
-@pytest.mark.parametrize("parts", ["attached", "checkpointer"])
-@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
-@pytest.mark.parametrize(("turns", "sweeps"), [(0, True), (1, False)])
+@pairwise(
+    parts=["attached", "checkpointer"],
+    runner=[agents.invoke, agents.ainvoke],
+    turns=[0, 1],
+    sweeps=[True, False],
+    each_engine=ENGINES,
+)
 async def test_new_input_discards_the_pending_writes_of_a_killed_run_from_the_record_too(
     each_engine: str, parts: str, runner: agents.Runner, turns: int, sweeps: bool
 ) -> None:
@@ -289,8 +291,7 @@ sessions.attach(graph).invoke(agents.human("hi"), sessions.config("t"), durabili
 """
 
 
-@pytest.mark.parametrize("inner", [False, True])
-@pytest.mark.parametrize("durability", ["sync", "exit"])
+@pairwise(inner=[False, True], durability=["sync", "exit"], each_engine=ENGINES)
 def test_what_was_said_before_a_kill_is_recorded_for_each_durability(
     each_engine: str, durability: str, inner: bool
 ) -> None:

@@ -617,7 +617,7 @@ def test_postgres_is_copied(postgres_server: Server, db: Path, call: Call) -> No
 def test_the_command_says_what_it_did(call: Call, source: Path, db: Path) -> None:
     result = call("import-checkpoints", source, "--db", db)
     assert result.exit_code == 0
-    _, total, sizes = result.stdout.splitlines()
+    total, sizes = result.stdout.splitlines()
     assert f"{len(THREADS)} threads, 0 not copied" in total
     assert f"{source} " in sizes
     assert f"{db} " in sizes

@@ -359,6 +359,7 @@ def list_without_reducer(saver: Any) -> Any:
     runner=[agents.invoke, agents.ainvoke],
     durability=["async", "exit"],
     has_ids=[True, False],
+    each_engine=ENGINES,
 )
 async def test_a_client_that_resends_the_whole_history_repeats_nothing(
     sessions: Sessions,
@@ -506,8 +507,7 @@ def test_a_scalar_of_numpy_is_recorded_and_read_back_as_it_was(
         assert repr(value) in repr(graph.get_state(config).values)
 
 
-@pytest.mark.parametrize("value", VALUES)
-@pytest.mark.parametrize("parts", ["attached", "checkpointer"])
+@pairwise(parts=["attached", "checkpointer"], value=VALUES, each_engine=ENGINES)
 def test_a_state_may_hold_such_values_beside_its_messages(sessions: Sessions, parts: str, value: str) -> None:
     state: Any = TypedDict(  # type: ignore[misc]
         "state",

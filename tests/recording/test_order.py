@@ -12,6 +12,7 @@ from langgraph.types import Send
 
 from session_middleware import Sessions
 from tests.support import agents
+from tests.support.pairwise import ENGINES, pairwise
 
 pytestmark = pytest.mark.usefixtures("each_engine")
 
@@ -37,8 +38,7 @@ def in_record(sessions: Sessions, session_id: str) -> list[str]:
     return [m.text for m in sessions.get(session_id).messages()]
 
 
-@pytest.mark.parametrize("recorder", [True, False])
-@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+@pairwise(durability=["sync", "async", "exit"], recorder=[True, False], each_engine=ENGINES)
 def test_what_parallel_subgraphs_say_is_in_the_order_of_their_graphs_state(
     sessions: Sessions, durability: Any, recorder: bool
 ) -> None:

@@ -14,6 +14,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from session_middleware import Sessions
 from session_middleware.integrations.langchain_agents import SessionMiddleware
 from tests.support import agents
+from tests.support.pairwise import ENGINES, pairwise
 
 pytestmark = pytest.mark.usefixtures("each_engine")
 
@@ -54,8 +55,9 @@ def shown_of(messages: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(role, text) for role, text in messages if role != "tool" and text]
 
 
-@pytest.mark.parametrize("shape", [as_dict, as_pair, as_message])
-@pytest.mark.parametrize("graph", [agents.chat, agents.tool_graph, agents.agent])
+@pairwise(
+    graph=[agents.chat, agents.tool_graph, agents.agent], shape=[as_dict, as_pair, as_message], each_engine=ENGINES
+)
 def test_a_conversation_passed_whole_each_time_is_recorded_once(
     sessions: Sessions, graph: Callable[[], Any], shape: Shape
 ) -> None:

@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 
 from session_middleware import Sessions
 from tests.support import agents
+from tests.support.pairwise import ENGINES, pairwise
 
 pytestmark = pytest.mark.usefixtures("each_engine")
 
@@ -26,8 +27,7 @@ def window(size: int) -> Any:
     return builder.add_edge(START, "answer").compile()
 
 
-@pytest.mark.parametrize("recorder", [True, False])
-@pytest.mark.parametrize("size", [2, 3, 4, 99])
+@pairwise(size=[2, 3, 4, 99], recorder=[True, False], each_engine=ENGINES)
 def test_a_word_said_again_in_a_sliding_window_is_recorded_again(sessions: Sessions, size: int, recorder: bool) -> None:
     graph = sessions.attach(window(size), recorder=recorder)
     said = ["yes", "yes", "no", "yes", "no"]
@@ -51,9 +51,12 @@ def answering(answers: list[str], *, in_two_steps: bool) -> Any:
     return builder.add_edge(START, "ask").compile()
 
 
-@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
-@pytest.mark.parametrize("in_two_steps", [True, False])
-@pytest.mark.parametrize("answers", [["1", "2", "3", "4"], ["ok"] * 4])
+@pairwise(
+    answers=[["1", "2", "3", "4"], ["ok"] * 4],
+    in_two_steps=[True, False],
+    runner=[agents.invoke, agents.ainvoke],
+    each_engine=ENGINES,
+)
 async def test_a_question_repeated_to_a_graph_that_is_given_texts_is_recorded_again(
     sessions: Sessions, answers: list[str], in_two_steps: bool, runner: agents.Runner
 ) -> None:

@@ -213,8 +213,7 @@ async def test_a_waiting_run_that_is_cancelled_gives_its_place_away(open_session
     assert [text for role, text in said(sessions.get("t")) if role == "user"] == ["0", "2"]
 
 
-@pytest.mark.parametrize("on_busy", ["wait", "reject"])
-@pytest.mark.parametrize("part", PARTS)
+@pairwise(part=PARTS, on_busy=["wait", "reject"], each_engine=ENGINES)
 async def test_a_run_inside_a_run_of_the_same_session_has_its_turn_already(
     part: str, on_busy: str, open_sessions: OpenSessions
 ) -> None:
@@ -482,8 +481,7 @@ def test_a_run_that_was_taken_for_dead_cannot_write_any_more(
     assert ("denied", "lease") in [(event.kind, event.reason) for event in sessions.get("t").events()]
 
 
-@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
-@pytest.mark.parametrize("part", PARTS)
+@pairwise(part=PARTS, durability=["sync", "async", "exit"], each_engine=ENGINES)
 def test_a_live_run_is_never_idle_to_anybody(
     part: str, durability: Any, open_sessions: OpenSessions, clock: Clock
 ) -> None:

@@ -22,7 +22,7 @@ from tests.conftest import Clock, OpenSessions
 from tests.support.agents import human
 from tests.support.pairwise import ENGINES, pairwise
 
-THREADS = 10
+THREADS = 10 if "SESSION_FAULT_ROUNDS" in os.environ else 6
 ROUNDS = min(int(os.environ.get("SESSION_FAULT_ROUNDS", "1")), 5)
 Pair = tuple[Sessions, Sessions]
 

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import combinations, product
+from itertools import combinations, cycle, product
 from typing import Any
 
 import pytest
 
 ENGINES = ["sqlite", "postgres"]  # the parameters of the fixtures `each_engine` and `storage_url`
 KINDS = [*ENGINES, "memory"]  # more parameters of `storage_url`
+_FIXTURES = {"each_engine", "storage_url", "run", "invoke", "settle"}
 
 
 def pairwise(**axes: Iterable[Any]) -> pytest.MarkDecorator:
     """Parametrise a test so that each pair of values of two parameters occurs in at least one case.
 
-    An error that depends on one parameter, or on how two of them combine, is found as by the full product. The axes
-    `each_engine`, `run` and `invoke` are those fixtures': the test is run with each engine in some of its cases.
+    An error that depends on one parameter, or on how two of them combine, is found as by the full product. The axes in
+    `_FIXTURES` are those fixtures': the test is run with each engine in some of its cases, instead of in all.
     """
     names, values = list(axes), [list(axis) for axis in axes.values()]
     rows = _rows([len(axis) for axis in values])
     cases = [[values[axis][choice] for axis, choice in enumerate(row)] for row in rows]
-    fixtures = [name for name in names if name in ("each_engine", "run", "invoke")]
+    fixtures = [name for name in names if name in _FIXTURES]
     return pytest.mark.parametrize(names, cases, ids=["-".join(map(_name, case)) for case in cases], indirect=fixtures)
+
+
+def engines_in_turns(fixture: str = "each_engine", **axis: Iterable[Any]) -> pytest.MarkDecorator:
+    """Parametrise a test by the values of one parameter, each with one engine: what it holds has no SQL of its own."""
+    ((name, values),) = axis.items()
+    cases = list(zip(cycle(ENGINES), values))
+    ids = [f"{engine}-{_name(value)}" for engine, value in cases]
+    return pytest.mark.parametrize((fixture, name), cases, ids=ids, indirect=[fixture])
 
 
 def _rows(sizes: list[int]) -> list[list[int]]:

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from queue import Empty, LifoQueue
 from typing import Any, TypeVar
 
@@ -23,6 +24,8 @@ from psycopg.conninfo import conninfo_to_dict
 from session_middleware.errors import StorageError
 from session_middleware.models import Clock, Problem
 from session_middleware.settings import SessionSettings, without_secrets
+from session_middleware.storage import jsonl
+from session_middleware.storage.atomic_files import replacing
 from session_middleware.storage.postgres import schema
 from session_middleware.storage.postgres.connection import PostgresConnection, RetryStatements
 from session_middleware.storage.postgres.integrity import find_deep
@@ -31,7 +34,8 @@ from session_middleware.storage.postgres.writer import PostgresWriter
 from session_middleware.storage.sql.checks import find
 from session_middleware.storage.sql.database import DATA_ERRORS, Database, data_error
 from session_middleware.storage.sql.engine import SqlStorage
-from session_middleware.storage.types import Watch
+from session_middleware.storage.sql.sessions import imports
+from session_middleware.storage.types import Progress, SessionFilter, Watch
 
 T = TypeVar("T")
 
@@ -72,6 +76,15 @@ class PostgresStorage(SqlStorage):
 
     def _find(self, *, deep: bool) -> list[Problem]:
         return self._database.read(lambda connection: (find_deep if deep else find)(connection, self._rules))
+
+    def back_up(self, path: Path, *, progress: Progress | None = None) -> None:
+        with replacing(path) as temporary:
+            self.export_sessions(temporary, SessionFilter(), memories=(), progress=progress)
+            with jsonl.reading(
+                temporary, advice="mend or delete the session; session-middleware check --deep names it"
+            ):
+                for line in jsonl.Reading(temporary):
+                    imports.check(line)
 
 
 class PostgresDatabase(Database):

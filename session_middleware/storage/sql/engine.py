@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from session_middleware.errors import SessionError, SessionExists
@@ -59,7 +60,7 @@ from session_middleware.storage.sql.sessions import (
     unfinished,
 )
 from session_middleware.storage.sql.sessions.engine import SessionOperations
-from session_middleware.storage.types import DeletionCounts, SessionDetails, SessionFilter
+from session_middleware.storage.types import DeletionCounts, Progress, SessionDetails, SessionFilter
 
 T = TypeVar("T")
 
@@ -210,6 +211,9 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         if end.outcome == "error":
             detail, now = {"run_id": run.run_id, "error": end.error}, self._now()
             events.announce(connection, run.session_id, "error", None, detail, now, run_id=run.run_id)
+
+    def back_up(self, path: Path, *, progress: Progress | None = None) -> None:
+        raise NotImplementedError
 
     # Sessions
 

@@ -141,6 +141,7 @@ _TABLES = (
         archive TEXT,
         digest TEXT,
         on_resume TEXT,
+        retention_seconds REAL,
         ended_at TEXT,
         deleted_at TEXT NOT NULL
     ) WITHOUT ROWID
@@ -148,6 +149,11 @@ _TABLES = (
     "CREATE INDEX tombstones_by_user ON tombstones (user_id) WHERE user_id IS NOT NULL",
     "CREATE INDEX tombstones_archived ON tombstones (deleted_at, id) WHERE archive IS NOT NULL",
     "CREATE INDEX tombstones_archived_by_user ON tombstones (user_id, deleted_at, id) WHERE archive IS NOT NULL",
+    "CREATE INDEX tombstones_archived_by_end ON tombstones (ended_at, id) WHERE archive IS NOT NULL",
+    """
+    CREATE INDEX tombstones_by_own_retention ON tombstones (retention_seconds, ended_at)
+    WHERE retention_seconds IS NOT NULL
+    """,
     """
     CREATE TABLE revoked (
         user_hash TEXT PRIMARY KEY,

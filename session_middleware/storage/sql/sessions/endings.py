@@ -24,7 +24,7 @@ from session_middleware.storage.sql.memory import memories
 from session_middleware.storage.sql.record import runs
 from session_middleware.storage.sql.row_mapping import to_json
 from session_middleware.storage.sql.sessions import archives, events, leases, session_rows, tombstones
-from session_middleware.storage.types import DeletionCounts
+from session_middleware.storage.types import DeletionCounts, TombstoneInfo
 
 # On purpose
 
@@ -183,10 +183,15 @@ def delete_archived(
     connection: Connection, session_id: str, rules: EngineContext, by: Identity | None
 ) -> DeletionCounts:
     """An archived session, with its file. Raises `SessionNotFound`, also when it was another user's."""
-    tombstone = tombstones.get_archived(connection, session_id, by)
+    return _delete_archive(connection, tombstones.get_archived(connection, session_id, by), rules, "by_user")
+
+
+def _delete_archive(
+    connection: Connection, tombstone: TombstoneInfo, rules: EngineContext, reason: str
+) -> DeletionCounts:
     now = rules.clock()
-    tombstones.forget_archive(connection, session_id, now)
-    events.announce(connection, session_id, "deleted", "by_user", {"user_id": tombstone.user_id}, now)
+    tombstones.forget_archive(connection, tombstone.session_id, reason, now)
+    events.announce(connection, tombstone.session_id, "deleted", reason, {"user_id": tombstone.user_id}, now)
     # Nothing leads to the file after the commit.
     return DeletionCounts(1, bytes_freed=jsonl.remove(rules.archive_at(str(tombstone.archive))))
 
@@ -213,10 +218,24 @@ def end_due(
         if found is not None:
             action, ending = found
             groups.setdefault((action, ending.reason if action == "delete" else None), {})[due.session_id] = ending
-    done: set[str] = set()
+    done: set[str] = {
+        due.session_id
+        for due in listed
+        if due.reason == "retention" and due.session_id not in sessions and _end_archive(connection, due, rules, now)
+    }
     for (action, _), ended in groups.items():
         done |= STRATEGIES[action].end(connection, ended, rules)
     return [due for due in listed if due.session_id in done]
+
+
+def _end_archive(connection: Connection, due: SweepResult, rules: EngineContext, now: datetime) -> bool:
+    """Delete an archive that is still past its retention; returns whether it was."""
+    tombstone = tombstones.find(connection, due.session_id)
+    until = None if tombstone is None else tombstone.archive_ends_at(rules.settings.retention)
+    if tombstone is None or until is None or until > now:
+        return False
+    _delete_archive(connection, tombstone, rules, "retention")
+    return True
 
 
 def _still_due(

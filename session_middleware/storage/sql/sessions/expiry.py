@@ -32,6 +32,12 @@ _DUE = {  # by reason: sessions without an own duration, the own durations, and 
         ("retention", "ended_at", *["ended_at IS NOT NULL"] * 2),
     )
 }
+_OF_ARCHIVES = "SELECT id, user_id, NULL, ended_at, ended_at FROM tombstones WHERE archive IS NOT NULL" + _IN_ORDER
+_ARCHIVES_DUE = (  # as in `_DUE`: archives past their retention
+    _OF_ARCHIVES.format("ended_at", "", "retention_seconds IS NULL"),
+    "SELECT DISTINCT retention_seconds FROM tombstones WHERE retention_seconds IS NOT NULL",
+    _OF_ARCHIVES.format("ended_at", "", "retention_seconds = :seconds"),
+)
 # Sessions that expired before their strategy was set.
 _UNDONE = _SELECT.format("ended_at", "status = 'expired' AND on_expire IS :own AND pruned = :pruned") + (
     " ORDER BY ended_at, id LIMIT :limit"
@@ -51,7 +57,7 @@ def list_due(connection: Connection, rules: EngineContext, now: datetime, limit:
             if due.session_id not in live and (known is None or due.expired_at < known.expired_at):
                 found[due.session_id] = due
 
-    for reason, (by_settings, durations, of_own) in _DUE.items():
+    for reason, (by_settings, durations, of_own) in (*_DUE.items(), ("retention", _ARCHIVES_DUE)):
         timeout: timedelta | None = getattr(settings, reason)
         if timeout is not None:
             add(reason, timeout, settings.on_expire, by_settings, since=to_text(now - timeout))

@@ -257,7 +257,7 @@ class Import:
 def restore_archive(connection: Connection, tombstone: TombstoneInfo, path: Path, rules: EngineContext) -> SessionInfo:
     """Insert an archived session as it was, active from now on, and delete its tombstone."""
     session_id, now = tombstone.session_id, rules.clock()
-    with jsonl.reading(path, advice="put back the file from a backup, or delete the session"):
+    with jsonl.reading(path, noun="archive", advice="put back the file from a backup, or delete the session"):
         Import(connection, rules, archived=tombstone).run(jsonl.Reading(path, tombstone.digest))
     connection.execute("DELETE FROM tombstones WHERE id = ?", (session_id,))
     session_rows.touch(connection, session_id, rules, now)

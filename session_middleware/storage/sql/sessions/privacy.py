@@ -76,7 +76,8 @@ def forget(connection: Connection, user_id: str, rules: EngineContext, *, dry_ru
         connection.execute("DELETE FROM tombstones WHERE id = ?", (hashed(session_id),))
         connection.execute(
             "UPDATE tombstones SET id = ?, user_id = NULL, group_id = NULL, title = NULL,"
-            " action = 'forgotten', reason = NULL, archive = NULL, digest = NULL, on_resume = NULL WHERE id = ?",
+            " action = 'forgotten', reason = NULL, archive = NULL, digest = NULL, on_resume = NULL,"
+            " retention_seconds = NULL WHERE id = ?",
             (hashed(session_id), session_id),
         )
     archived = [rules.archive_at(path) for _, path in tombstones if path is not None]

@@ -26,12 +26,13 @@ def hashed(text: str) -> str:
 
 _COLUMNS = (
     *("id", "user_id", "group_id", "title", "on_resume", "incarnation"),
-    *("action", "reason", "archive", "digest", "ended_at", "deleted_at"),
+    *("action", "reason", "archive", "digest", "retention_seconds", "ended_at", "deleted_at"),
 )
 _PUT = f"""
     INSERT INTO tombstones ({", ".join(_COLUMNS)})
     SELECT id, user_id, group_id, CASE WHEN CAST(:archive AS TEXT) IS NULL THEN NULL ELSE title END, on_resume,
         CAST(incarnation AS INTEGER), :action, COALESCE(CAST(:reason AS TEXT), reason), :archive, :digest,
+        CASE WHEN CAST(:archive AS TEXT) IS NULL THEN NULL ELSE retention_seconds END,
         CASE WHEN CAST(:archive AS TEXT) IS NULL THEN NULL ELSE ended_at END, :now
     FROM sessions WHERE id IN (SELECT value FROM json_each(:ids))
     ON CONFLICT (id) DO UPDATE SET {", ".join(f"{column} = excluded.{column}" for column in _COLUMNS[1:])}
@@ -39,7 +40,7 @@ _PUT = f"""
 
 
 _FIND = """
-    SELECT action, reason, archive, deleted_at, user_id, on_resume, digest
+    SELECT action, reason, archive, deleted_at, user_id, on_resume, digest, ended_at, retention_seconds
     FROM tombstones WHERE id IN (?, ?) ORDER BY deleted_at DESC LIMIT 1
 """
 _LAST_INCARNATION = "SELECT MAX(incarnation) FROM tombstones WHERE id IN (?, ?)"
@@ -47,7 +48,10 @@ _LAST_INCARNATION = "SELECT MAX(incarnation) FROM tombstones WHERE id IN (?, ?)"
 
 def find(connection: Connection, session_id: str) -> TombstoneInfo | None:
     row = connection.execute(_FIND, (session_id, hashed(session_id))).fetchone()
-    return None if row is None else TombstoneInfo(session_id, *row)._replace(deleted_at=from_text(row[3]))
+    if row is None:
+        return None
+    ended_at = None if row[7] is None else from_text(row[7])
+    return TombstoneInfo(session_id, *row)._replace(deleted_at=from_text(row[3]), ended_at=ended_at)
 
 
 def next_incarnation(connection: Connection, session_id: str) -> int:
@@ -93,12 +97,12 @@ def get_archived(connection: Connection, session_id: str, by: Identity | None) -
     return tombstone
 
 
-def forget_archive(connection: Connection, session_id: str, now: datetime) -> None:
+def forget_archive(connection: Connection, session_id: str, reason: str, now: datetime) -> None:
     """The archive is deleted; the tombstone remains, because it counts the incarnations."""
     connection.execute(
-        "UPDATE tombstones SET action = 'deleted', reason = 'by_user', title = NULL, archive = NULL, digest = NULL,"
-        " deleted_at = ? WHERE id = ?",
-        (to_text(now), session_id),
+        "UPDATE tombstones SET action = 'deleted', reason = ?, title = NULL, archive = NULL, digest = NULL,"
+        " retention_seconds = NULL, deleted_at = ? WHERE id = ?",
+        (reason, to_text(now), session_id),
     )
 
 
