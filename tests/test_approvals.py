@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, interrupt
 
-from session_middleware import SessionNotFound, Sessions
+from session_middleware import SessionAccessDenied, SessionNotFound, Sessions
 from tests.conftest import OpenSessions
 
 pytestmark = pytest.mark.sessions(sweep_interval=None)
@@ -52,6 +52,14 @@ def test_each_user_finds_the_own_sessions_that_wait(sessions: Sessions) -> None:
         bob.list(waiting="yes")  # type: ignore[arg-type]
 
 
+def test_another_user_cannot_answer(sessions: Sessions) -> None:
+    graph = waiting(sessions, "t", user_id="alice")
+    with pytest.raises(SessionAccessDenied):
+        graph.invoke(Command(resume="yes"), sessions.config("t", user_id="mallory"))
+    assert asked(sessions, "t") == [("may I?", "open", None)]
+    assert sessions.get("t").waiting_count == 1
+
+
 def test_a_question_stands_in_the_timeline_and_is_followed_until_its_answer(sessions: Sessions) -> None:
     graph = waiting(sessions, "t", user_id="alice")
     session = sessions.get("t")
@@ -82,6 +90,20 @@ def test_a_fork_waits_for_the_same_question(sessions: Sessions) -> None:
     graph.invoke(Command(resume="perhaps"), again.config())
     assert asked(sessions, again.id) == [("may I?", "answered", "perhaps")]
     assert sessions.get("t").messages()[-1].text == "no"
+    assert sessions.check(deep=True) == []
+
+
+@pytest.mark.usefixtures("each_engine")
+def test_another_branch_has_its_own_question(sessions: Sessions) -> None:
+    graph = waiting(sessions, "t")
+    session = sessions.get("t")
+    graph.invoke(None, session.edit(session.messages()[0].message_id, "pay more"))
+    assert asked(sessions, "t") == [("may I?", "dropped", None), ("may I?", "open", None)]
+    session.switch("main")
+    assert asked(sessions, "t") == [("may I?", "open", None), ("may I?", "dropped", None)]
+    graph.invoke(Command(resume="yes"), session.config())
+    assert asked(sessions, "t")[0] == ("may I?", "answered", "yes")
+    assert [message.text for message in session.messages()] == ["pay", "yes"]
     assert sessions.check(deep=True) == []
 
 

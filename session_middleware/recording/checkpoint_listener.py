@@ -158,6 +158,7 @@ class RecordingListener:
         questions: list[QuestionEntry] = []
         for channel, value in writes:
             if channel == INTERRUPT:
+                context.notes.on_fault = self.buffer.fault
                 if all(name in (INTERRUPT, RESUME) for name, _ in writes):  # else an importer brings a finished task
                     questions += _questions_in(value, context, path.removeprefix(_PULL), key[1], outermost_id)
             elif lists := lists_in(value):

@@ -253,7 +253,8 @@ class SessionRecorder(GraphCallbackHandler):
         self._drop(run)
         run.context.notes.unidentified.clear()
         context = run.context
-        end = RunEnd(outcome, error, elapsed_ms(run.started), bool(run.tools), rejects_answers)
+        is_finished = outcome == "ok" and run.first_step is not None
+        end = RunEnd(outcome, error, elapsed_ms(run.started), bool(run.tools), rejects_answers, is_finished)
         if run.has_begun or context.state.admitted:
             self._model_calls.cut_off(run)
             self.buffer.add(context, [*run.pop_model_output(None), end])

@@ -184,6 +184,7 @@ class RunEnd(NamedTuple):
     duration_ms: float
     cut_off: bool = True  # tools of the run may still be running
     rejects_answers: bool = False  # the graph refused the answers, and its questions are open again
+    is_finished: bool = False  # the graph has reached its end, and waits for nothing
 
 
 Entry: TypeAlias = (

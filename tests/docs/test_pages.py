@@ -15,7 +15,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["compare_and_merge.md", "export_and_backup.md", "fork_and_edit.md", "replay.md"])
+@pytest.mark.parametrize(
+    "name", ["approvals.md", "compare_and_merge.md", "export_and_backup.md", "fork_and_edit.md", "replay.md"]
+)
 def test_the_python_prints_what_the_page_says(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}

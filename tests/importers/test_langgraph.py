@@ -187,9 +187,11 @@ def test_a_pending_interrupt_is_answered_here(moved: Path, thread: str, answer: 
     with Sessions(moved) as sessions:
         graph = sessions.attach(THREADS[thread][0]())
         assert graph.get_state(config(thread)).interrupts
+        assert len(sessions.get(thread).waiting_for()) == sessions.get(thread).waiting_count == 1
         result = graph.invoke(Command(resume=answer), config(thread))
         assert result["messages"][-1].text == last
         assert not graph.get_state(config(thread)).next
+        assert [one.answer for one in sessions.get(thread).questions()] == [answer]
 
 
 # The record

@@ -6,6 +6,7 @@ from inspect import signature
 from typing import Any
 
 import pytest
+from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
@@ -153,6 +154,15 @@ def test_a_change_of_the_state_leaves_the_question_open(sessions: Sessions) -> N
     graph.invoke(Command(resume="yes"), config)
     assert asked(sessions) == [("may I?", "dropped", None), ("may I?", "answered", "yes")]
     assert sessions.get("t").messages()[-1].text == "yes"
+
+
+def test_a_model_that_is_called_beside_the_graph_drops_nothing(sessions: Sessions) -> None:
+    graph, config = prepared(asking("may I?"), sessions, "recorder")
+    graph.invoke({"messages": "hi"}, config)
+    FakeListChatModel(responses=["a title"]).invoke("a title, please", config)
+    assert asked(sessions) == [("may I?", "open", None)]
+    graph.invoke(Command(resume="yes"), config)
+    assert asked(sessions) == [("may I?", "answered", "yes")]
 
 
 @pytest.mark.parametrize("mode", ["attached", "recorder"])

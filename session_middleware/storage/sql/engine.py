@@ -38,7 +38,6 @@ from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import items
 from session_middleware.storage.sql.memory.engine import MemoryOperations
 from session_middleware.storage.sql.operations import reading
-from session_middleware.storage.sql.record import questions
 from session_middleware.storage.sql.record.branches import BranchPoint
 from session_middleware.storage.sql.record.engine import RecordOperations
 from session_middleware.storage.sql.record.writer import RecordWriteError, write_end
@@ -336,7 +335,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             if put.context.notes.entries and not {ToolEnd, AnswerEntry}.isdisjoint(map(type, run.pending())):
                 self._write(write, run)
             if put.questions and self._rules.settings.tracking:
-                questions.ask(write, run, put.questions, put.context.at or self._now())
+                record(write, run, put.questions, put.context.at or self._now())
             checkpoints.put_writes(write, put)
 
         self._run_admitted(put.context, then, announce=False, patient=True)

@@ -9,6 +9,7 @@ from session_middleware.models import SessionInfo
 from session_middleware.storage.sql.checkpoints import latest_checkpoint, points
 from session_middleware.storage.sql.checkpoints.rows import Row, resealed
 from session_middleware.storage.sql.connection import Connection
+from session_middleware.storage.sql.record import questions
 from session_middleware.storage.sql.record.branches import MAIN, line
 from session_middleware.storage.sql.sessions import session_rows
 
@@ -24,6 +25,7 @@ def switch(connection: Connection, session_id: str, branch: str) -> SessionInfo:
     tip = points.tip(connection, session_id, line(connection, session_id, branch))
     if tip is not None:
         latest_checkpoint.move(connection, home, session_id, tip.checkpoint_id)
+        questions.move(connection, session_id, tip.checkpoint_id)
         _move_subgraphs(connection, home, session_id, points.ancestors(connection, home, session_id, tip))
     return session_rows.get(connection, session_id)
 

@@ -161,6 +161,18 @@ COUNT = """
 """
 
 
+def move(connection: Connection, session_id: str, checkpoint_id: str) -> None:
+    """Open what was asked at a checkpoint that is the latest again, and drop what was asked elsewhere."""
+    connection.execute(_MOVE, (checkpoint_id, session_id))
+    connection.execute(f"{COUNT} WHERE id = ?", (session_id,))
+
+
+_MOVE = """
+    UPDATE questions SET status = CASE WHEN checkpoint_id = ?1 THEN 'open' ELSE 'dropped' END
+    WHERE session_id = ?2 AND (status = 'open' OR status = 'dropped' AND checkpoint_id = ?1)
+"""
+
+
 def copy(connection: Connection, source_id: str, target_id: str, *, asked_again: bool) -> None:
     """Copy the questions at the latest checkpoint of a fork, whose seqs were shifted: its graph waits there too.
 
