@@ -6,6 +6,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def test_the_round_trips_of_a_turn_with_a_tool_to_postgres(
     assert set(found[1:]) == {most}
 
 
-ALICE, TURNS = {"user_id": "alice"}, 12
+ALICE, TURNS, FUTURE = {"user_id": "alice"}, 12, datetime(2100, 1, 1, tzinfo=UTC)
 # The most round trips of each read. Of those of a `Session`, one is for the check of access after the read.
 READS: dict[str, tuple[int, Callable[[Sessions, Session], Any]]] = {
     "list": (2, lambda sessions, _: sessions.list(limit=None)),
@@ -200,3 +201,31 @@ def test_the_round_trips_of_a_read_to_postgres_do_not_grow_with_its_results(
             size, taken = len(read(sessions, session)), trips.count(threading.current_thread().name)
             assert taken <= most, name
             assert size == 1 or size > most, name
+
+
+OF_MANY: dict[str, Callable[[Sessions], Any]] = {
+    "index_memory": lambda sessions: sessions.index_memory(),
+    "keep": lambda sessions: sessions.sweep(FUTURE),
+    "delete": lambda sessions: sessions.sweep(FUTURE),
+    "forget_user": lambda sessions: sessions.forget_user("alice"),
+}
+
+
+@pytest.mark.parametrize("name", OF_MANY)
+def test_the_round_trips_of_an_operation_on_many_sessions_do_not_grow_with_their_number(
+    name: str, postgres_url: str, trips: list[str]
+) -> None:
+    on_expire = name if name in ("keep", "delete") else "keep"
+    taken = []
+    with Sessions(postgres_url, sweep_interval=None, idle_timeout="1h", on_expire=on_expire) as sessions:
+        graph = sessions.attach(builder().compile())
+        for count in (2, 2, 9):  # the first time statements are prepared
+            for number in range(count):
+                graph.invoke(human(f"question {number}"), sessions.config(f"{len(taken)}-{number}", user_id="alice"))
+            sessions.settle()
+            if name != "index_memory":
+                sessions.index_memory()
+            trips.clear()
+            OF_MANY[name](sessions)
+            taken.append(len(trips))
+    assert taken[2] <= taken[1] + 1

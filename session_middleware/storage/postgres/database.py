@@ -55,6 +55,9 @@ _SETTINGS = {
     "join_collapse_limit": "1",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
+    # A plan made while a table was small, or never analysed, would read all of it long after it has grown.
+    "enable_seqscan": "off",
+    "jit": "off",  # the server would compile the plans that read all of a table, because it takes them for expensive
 }
 
 
@@ -89,6 +92,7 @@ class PostgresStorage(SqlStorage):
 
 class PostgresDatabase(Database):
     mapped_errors = (psycopg.Error, *DATA_ERRORS)
+    turn_seconds = 0.1  # only the writers of this process wait
 
     def __init__(self, url: str, *, synchronous: str = "full") -> None:
         super().__init__(without_secrets(url), synchronous=synchronous)

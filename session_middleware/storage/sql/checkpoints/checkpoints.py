@@ -48,7 +48,7 @@ from session_middleware.storage.sql.checkpoints.rows import (
     references_in,
     sealed,
 )
-from session_middleware.storage.sql.connection import UNLIMITED, Connection
+from session_middleware.storage.sql.connection import UNLIMITED, Connection, Cursor
 from session_middleware.storage.sql.session_state import CheckpointPoint, SessionState, SessionWrite
 
 _json = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make an encoder for each call
@@ -449,13 +449,16 @@ def rename(connection: Connection, home: int, session_id: str, to: str) -> None:
         connection.execute(sql, (to, home, session_id))
 
 
-def delete(connection: Connection, keys: Sequence[tuple[int, str]]) -> int:
-    """Delete the checkpoints and writes of sessions, by home and id, but not their values.
+def delete(connection: Connection, session_ids: Sequence[str]) -> Cursor:
+    """Delete the checkpoints and writes of sessions that still have rows, but not their values.
 
-    Returns the number of checkpoints.
+    The cursor counts the checkpoints.
     """
-    done = dict.fromkeys(_COLUMNS, 0)
-    for table in done:
-        for key in keys:
-            done[table] += connection.execute(f"DELETE FROM {table} WHERE home = ? AND session_id = ?", key).rowcount
-    return done["checkpoints"]
+    ids = (json.dumps(session_ids),)
+    connection.execute(f"DELETE FROM writes {_OF_SESSIONS}", ids)
+    return connection.execute(f"DELETE FROM checkpoints {_OF_SESSIONS}", ids)
+
+
+_OF_SESSIONS = (
+    "WHERE (home, session_id) IN (SELECT home, id FROM sessions WHERE id IN (SELECT value FROM json_each(?)))"
+)

@@ -258,12 +258,11 @@ def remove_outdated(connection: Connection, session_ids: Sequence[str]) -> None:
 
     The vectors of their messages before the first change remain.
     """
+    ids = json.dumps(session_ids)
     rows = connection.execute(
-        "SELECT number, scope_id FROM index_sessions"
-        f" WHERE session_id IN (SELECT value FROM json_each(?)) AND {_OUTDATED}",
-        (json.dumps(session_ids), version(), version()),
+        f"SELECT number, session_id FROM index_sessions WHERE {_THEIRS} AND {_OUTDATED}", (ids, version(), version())
     ).fetchall()
-    _remove_words(connection, rows)
+    _remove_words(connection, [session_id for _, session_id in rows])
     for number, _ in rows:
         connection.execute(
             "DELETE FROM vectors WHERE number = ?"
@@ -277,33 +276,33 @@ def remove_outdated(connection: Connection, session_ids: Sequence[str]) -> None:
         )
 
 
-def _remove_words(connection: Connection, sessions: Sequence[tuple[int, int | None]]) -> None:
-    """Remove sessions, by number and scope, from the blocks and the posting lists."""
-    ranges = [(scope_id, blocks_of(number).start, blocks_of(number).stop - 1) for number, scope_id in sessions]
-    for each in ranges:
-        connection.prefetch(_BLOCKS, each)
-    terms = [
-        (scope_id, term, block)
-        for scope_id, first, last in ranges
-        for block, text in connection.execute(_BLOCKS, (scope_id, first, last))
-        for term in text.split()
-    ]
-    connection.executemany("DELETE FROM index_blocks WHERE scope_id = ? AND block BETWEEN ? AND ?", ranges)
-    connection.executemany("DELETE FROM index_postings WHERE scope_id = ? AND term = ? AND block = ?", terms)
+_BITS = POSITION_BITS - BLOCK_BITS
+_THEIRS = "session_id IN (SELECT value FROM json_each(?))"
+_WORDS = f"""
+    SELECT b.scope_id, b.block, b.terms FROM index_sessions AS s CROSS JOIN index_blocks AS b
+    WHERE s.{_THEIRS} AND b.scope_id = s.scope_id
+    AND b.block BETWEEN s.number << {_BITS} AND ((s.number + 1) << {_BITS}) - 1
+"""
 
 
-_BLOCKS = "SELECT block, terms FROM index_blocks WHERE scope_id = ? AND block BETWEEN ? AND ?"
+def _remove_words(connection: Connection, session_ids: Sequence[str]) -> None:
+    """Remove sessions from the blocks and the posting lists."""
+    blocks = connection.execute(_WORDS, (json.dumps(session_ids),)).fetchall()
+    connection.executemany(
+        "DELETE FROM index_postings WHERE scope_id = ? AND term = ? AND block = ?",
+        [(scope_id, term, block) for scope_id, block, terms in blocks for term in terms.split()],
+    )
+    connection.executemany("DELETE FROM index_blocks WHERE scope_id = ? AND block = ?", [row[:2] for row in blocks])
 
 
 def remove_sessions(connection: Connection, session_ids: Sequence[str]) -> None:
     """Remove sessions from the index. The caller deletes their messages, or they are indexed again."""
     connection.lock([*map(index_lock, session_ids)])
-    rows = connection.execute(
-        "DELETE FROM index_sessions WHERE session_id IN (SELECT value FROM json_each(?)) RETURNING number, scope_id",
-        (json.dumps([*session_ids]),),
-    ).fetchall()
-    _remove_words(connection, rows)
-    connection.executemany("DELETE FROM vectors WHERE number = ?", [(number,) for number, _ in rows])
+    _remove_words(connection, session_ids)
+    ids = (json.dumps(session_ids),)
+    numbers = f"SELECT number FROM index_sessions WHERE {_THEIRS}"
+    connection.execute(f"DELETE FROM vectors WHERE number IN ({numbers})", ids)
+    connection.execute(f"DELETE FROM index_sessions WHERE {_THEIRS}", ids)
 
 
 def rename_session(connection: Connection, session_id: str, to: str) -> None:

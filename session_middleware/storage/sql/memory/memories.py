@@ -11,7 +11,7 @@ from typing import Any
 from session_middleware.models import Message
 from session_middleware.storage.memory_types import MemoryQuery, StoredMemory
 from session_middleware.storage.search.tokenizer import query_words
-from session_middleware.storage.sql.connection import Connection
+from session_middleware.storage.sql.connection import Connection, Cursor
 from session_middleware.storage.sql.memory import indexing, items, recall
 from session_middleware.storage.sql.row_mapping import namespace_text, values_of
 
@@ -79,12 +79,14 @@ def unite(connection: Connection, session_id: str, to: str) -> None:
     rename(connection, session_id, to)
 
 
-def delete_sessions(connection: Connection, session_ids: Sequence[str]) -> int:
-    """Delete the own items of sessions and their part of the index; items put for a user or group stay."""
+def delete_sessions(connection: Connection, session_ids: Sequence[str]) -> Cursor:
+    """Delete the own items of sessions and their part of the index; items put for a user or group stay.
+
+    The cursor counts the items.
+    """
     ranges = json.dumps([items.range_of(namespace_text(("session", each))) for each in session_ids])
-    deleted = connection.execute(_DELETE_RANGES, (ranges,)).rowcount
     indexing.remove_sessions(connection, session_ids)
-    return deleted
+    return connection.execute(_DELETE_RANGES, (ranges,))
 
 
 _DELETE_RANGES = """

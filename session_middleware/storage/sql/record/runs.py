@@ -11,7 +11,7 @@ from session_middleware.models import to_text
 from session_middleware.storage.processes import is_gone, this_process
 from session_middleware.storage.record_entries import ASIDE, RunEnd
 from session_middleware.storage.sql.checkpoints.rows import AT, at
-from session_middleware.storage.sql.connection import Connection
+from session_middleware.storage.sql.connection import Connection, Cursor
 from session_middleware.storage.sql.record import questions
 from session_middleware.storage.sql.record.branches import Line
 from session_middleware.storage.sql.row_mapping import clean, to_json
@@ -306,8 +306,7 @@ _COPY = (
 )
 
 
-def delete(connection: Connection, session_ids: Sequence[str]) -> tuple[int, int]:
-    """Delete the record of sessions; returns how many messages and tool calls that was."""
+def delete(connection: Connection, session_ids: Sequence[str]) -> dict[str, Cursor]:
+    """Delete the record of sessions. The cursors count the rows of each table."""
     of, ids = "WHERE session_id IN (SELECT value FROM json_each(?))", json.dumps([*session_ids])
-    counts = {table: connection.execute(f"DELETE FROM {table} {of}", (ids,)).rowcount for table in TABLES}
-    return counts["messages"], counts["tool_calls"]
+    return {table: connection.execute(f"DELETE FROM {table} {of}", (ids,)) for table in TABLES}

@@ -15,6 +15,7 @@ from session_middleware.storage.atomic_files import ADVICE, file_name
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.sessions import exports
+from session_middleware.storage.sql.sessions.session_rows import Remains
 
 
 def write(connection: Connection, session: SessionInfo, rules: EngineContext) -> tuple[str, str]:
@@ -26,13 +27,13 @@ def write(connection: Connection, session: SessionInfo, rules: EngineContext) ->
     return str(path.absolute()), jsonl.write(path, 1, rows, advice=f"{ADVICE}; nothing was deleted")
 
 
-def _path_of(session: SessionInfo, rules: EngineContext) -> Path | None:
+def _path_of(session: SessionInfo | Remains, rules: EngineContext) -> Path | None:
     """The file for one incarnation of an id. The home distinguishes databases that share a folder."""
     name = f"{file_name(session.id)}.{session.home:x}.{session.incarnation}.jsonl"
     return None if rules.archives is None else rules.archives / name
 
 
-def remove(sessions: Sequence[SessionInfo], rules: EngineContext) -> int:
+def remove(sessions: Sequence[SessionInfo | Remains], rules: EngineContext) -> int:
     """Delete the files that killed processes left of sessions that they did not archive; returns their bytes."""
     if rules.archives is None or not rules.archives.is_dir():
         return 0

@@ -168,15 +168,16 @@ def delete(
         return DeletionCounts()
     ids, now = [session.id for session in sessions], rules.clock()
     tombstones.put(connection, ids, action, reason, now, archive=archive, digest=digest)
-    connection.execute("DELETE FROM sessions WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),))
-    messages, tool_calls = runs.delete(connection, ids)
     remembered = memories.delete_sessions(connection, ids)
-    kept = checkpoints.delete(connection, [(session.home, session.id) for session in sessions])
+    kept = checkpoints.delete(connection, ids)
+    connection.execute("DELETE FROM sessions WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),))
+    recorded = runs.delete(connection, ids)
     free_unused(connection, {session.home for session in sessions})
     for session in sessions if action != "forgotten" else ():
         events.announce(connection, session.id, action, reason, {"user_id": session.user_id}, now)
     left = archives.remove(sessions, rules) if action == "deleted" else 0
-    return DeletionCounts(len(ids), kept, messages, tool_calls, remembered, left)
+    messages, tool_calls = recorded["messages"].rowcount, recorded["tool_calls"].rowcount
+    return DeletionCounts(len(ids), kept.rowcount, messages, tool_calls, remembered.rowcount, left)
 
 
 def delete_archived(

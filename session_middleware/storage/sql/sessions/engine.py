@@ -53,8 +53,7 @@ from session_middleware.storage.types import (
 
 T = TypeVar("T")
 
-_SMALLEST, _BATCH = 5, 50  # sessions that a sweep ends in one transaction, at first and at most
-_TURN_SECONDS = 0.02  # the intended duration of this transaction, for whose end other writers wait
+_SMALLEST, _BATCH = 10, 200  # sessions that a sweep ends in one transaction, at least and at most
 _PAUSE, _LONGEST_PAUSE_SECONDS = 2, 0.05  # after it, as a multiple of its duration, to free the disk
 
 
@@ -312,7 +311,7 @@ class SessionOperations(Operations):
             done += ended[0]
             busy += ended[1]
             took = time.perf_counter() - began
-            size = max(1, min(_BATCH, int(size * min(2, _TURN_SECONDS / took))))
+            size = max(_SMALLEST, min(_BATCH, int(size * min(2, self._database.turn_seconds / took))))
             if not together and not waits:
                 together, waits = busy, True
             if together:

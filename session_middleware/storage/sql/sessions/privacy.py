@@ -72,14 +72,9 @@ def forget(connection: Connection, user_id: str, rules: EngineContext, *, dry_ru
     ids = json.dumps([*theirs, *gone])
     connection.execute(_THEIRS_CHANGED, (user_id, user_id))
     connection.execute(_DELETE_LEASES, (user_id, ids))
-    for session_id in {*theirs, *gone}:
-        connection.execute("DELETE FROM tombstones WHERE id = ?", (hashed(session_id),))
-        connection.execute(
-            "UPDATE tombstones SET id = ?, user_id = NULL, group_id = NULL, title = NULL,"
-            " action = 'forgotten', reason = NULL, archive = NULL, digest = NULL, on_resume = NULL,"
-            " retention_seconds = NULL WHERE id = ?",
-            (hashed(session_id), session_id),
-        )
+    renamed = [(hashed(session_id), session_id) for session_id in {*theirs, *gone}]
+    connection.execute(_DELETE_TOMBSTONES, (json.dumps([new_id for new_id, _ in renamed]),))
+    connection.executemany(_HASH_TOMBSTONE, renamed)
     archived = [rules.archive_at(path) for _, path in tombstones if path is not None]
     bytes_freed = 0
     if not dry_run:  # before the commit: afterwards nothing refers to the files
@@ -93,6 +88,11 @@ def forget(connection: Connection, user_id: str, rules: EngineContext, *, dry_ru
     return forgotten
 
 
+_DELETE_TOMBSTONES = "DELETE FROM tombstones WHERE id IN (SELECT value FROM json_each(?))"
+_HASH_TOMBSTONE = """
+    UPDATE tombstones SET id = ?, user_id = NULL, group_id = NULL, title = NULL, action = 'forgotten', reason = NULL,
+    archive = NULL, digest = NULL, on_resume = NULL, retention_seconds = NULL WHERE id = ?
+"""
 _DELETE_LEASES = "DELETE FROM leases WHERE user_id = ? OR session_id IN (SELECT value FROM json_each(?))"
 _TRACES = (  # mentions in sessions of others, each found by an index of its own
     "UPDATE events SET detail = json_set(detail, '$.user_id', 'forgotten') WHERE json_extract(detail, '$.user_id') = ?",

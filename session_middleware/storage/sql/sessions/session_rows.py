@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from session_middleware import lifecycle
 from session_middleware.errors import SessionNotFound
@@ -61,15 +61,23 @@ def find_with_version(connection: Connection, session_id: str, rules: EngineCont
     return known[1], row[0]
 
 
-def find_remains(connection: Connection, session_ids: Sequence[str]) -> list[SessionInfo]:
-    """The facts that a deletion needs about these sessions, also if their rows are damaged."""
-    cursor = connection.execute(
-        "SELECT id, home, family_id, user_id, group_id, CAST(incarnation AS INTEGER) AS incarnation"
-        " FROM sessions WHERE id IN (SELECT value FROM json_each(?))",
+class Remains(NamedTuple):
+    """The facts that a deletion needs about a session."""
+
+    id: str
+    home: int
+    user_id: str | None
+    incarnation: int
+
+
+def find_remains(connection: Connection, session_ids: Sequence[str]) -> list[Remains]:
+    """The sessions that are there, also if their rows are damaged."""
+    rows = connection.execute(
+        "SELECT id, home, user_id, CAST(incarnation AS INTEGER) FROM sessions"
+        " WHERE id IN (SELECT value FROM json_each(?))",
         (json.dumps([*session_ids]),),
     )
-    names = [column[0] for column in cursor.description]
-    return [SessionInfo.model_construct(**dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
+    return list(map(Remains._make, rows))
 
 
 # Damaged rows are left out where many sessions are read, and logged once.
