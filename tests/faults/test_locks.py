@@ -16,7 +16,7 @@ from session_middleware.storage.sql.tables import tables
 from tests.support import scenarios
 from tests.support.processes import Process
 
-DUE = tuple(f"due-{number}" for number in range(10))
+DUE = tuple(f"due-{number:02}" for number in range(12))
 
 
 def long_ago() -> datetime:
@@ -29,7 +29,7 @@ def opened(url: str, **settings: Any) -> Sessions:
 
 @pytest.fixture
 def filled(postgres_url: str) -> str:
-    """Ten due sessions of alice's, and three of bob's that are not due, each with a turn and a memory."""
+    """Twelve due sessions of alice's, and three of bob's that are not due, each with a turn and a memory."""
     for ids, user, settings in ((DUE, "alice", {"clock": long_ago}), (("b1", "b2", "b3"), "bob", {})):
         with opened(postgres_url, **settings) as sessions:
             agent = sessions.attach(scenarios.chat().compile())
@@ -46,7 +46,7 @@ def held_open(sessions: Sessions, operation: Callable[[Sessions], Any]) -> Itera
     is_held, may_end, end = threading.Event(), threading.Event(), writer._end
 
     def wait_and_end() -> None:
-        if any("due-0" in str(lock) for lock in writer.connection.locks):
+        if any("due-00" in str(lock) for lock in writer.connection.locks):
             is_held.set()
             assert may_end.wait(60)
         end()
@@ -80,7 +80,7 @@ OPERATIONS: dict[str, Callable[[Sessions], Any]] = {
     "sweep": lambda sessions: sessions.sweep(),
     "forget_user": lambda sessions: sessions.forget_user("alice"),
     "revoke": lambda sessions: sessions.revoke("alice"),
-    "delete": lambda sessions: sessions.delete("due-0"),
+    "delete": lambda sessions: sessions.delete("due-00"),
     "index_memory": lambda sessions: sessions.index_memory(),
 }
 
@@ -94,7 +94,7 @@ def test_no_writer_waits_for_a_transaction_on_sessions_that_it_does_not_touch(na
                 related.get("b1").add({"role": "user", "content": "at once"})
             else:
                 with pytest.raises(StorageError, match="a lock was not free"):
-                    related.get("due-0").update(title="too late")
+                    related.get("due-00").update(title="too late")
                 work_of_others(other)
         first.sweep()
         assert first.check(deep=True) == []
@@ -107,10 +107,10 @@ def test_a_sweep_leaves_what_another_one_is_ending_to_that_one(filled: str) -> N
         second._storage.subscribe(["deleted"], lambda events: others.release(len(events)))
         with held_open(first, lambda sessions: sessions.sweep()) as swept:
             also_swept = pool.submit(second._storage.end_due, due, now=now)
-            assert all(others.acquire(timeout=60) for _ in DUE[5:])
-            assert {session.id for session in second.list(user_id="alice")} == {*DUE[:5]}
-        assert {each.session_id for each in also_swept.result(60)} == {*DUE[5:]}
-        assert {each.session_id for each in swept.result(60)} == {*DUE[:5]}
+            assert all(others.acquire(timeout=60) for _ in DUE[10:])
+            assert {session.id for session in second.list(user_id="alice")} == {*DUE[:10]}
+        assert {each.session_id for each in also_swept.result(60)} == {*DUE[10:]}
+        assert {each.session_id for each in swept.result(60)} == {*DUE[:10]}
         assert first.count(user_id="alice") == 0
 
 
@@ -132,7 +132,7 @@ def test_a_deadlock_that_the_server_reports_is_retried(filled: str) -> None:
 
     with opened(url) as first, opened(url) as second, ThreadPoolExecutor(2) as pool:
         done = [pool.submit(rename, first, "b1", "b2"), pool.submit(rename, second, "b2", "b1")]
-        assert sorted(each.result(60) for each in done) == [1, 2]
+        assert max(each.result(60) for each in done) > 1
         assert first.get("b1").title == first.get("b2").title
 
 
