@@ -19,7 +19,7 @@ from session_middleware.runtime import sweeper
 from tests.conftest import Clock, OpenSessions
 from tests.support import agents
 from tests.support.agents import human, said
-from tests.support.pairwise import pairwise
+from tests.support.pairwise import ENGINES, pairwise
 
 pytestmark = [pytest.mark.sessions(idle_timeout="30m"), pytest.mark.usefixtures("clock")]
 
@@ -239,6 +239,7 @@ def slow_graph(clock: Clock, meanwhile: Callable[[], Any] = lambda: None, **comp
     on_resume=["revive", "fresh", "reject"],
     part=["attached", "checkpointer"],
     durability=["sync", "async", "exit"],
+    each_engine=ENGINES,
 )
 async def test_a_run_longer_than_the_timeout_ends_as_it_began(
     turns: int, on_resume: str, part: str, durability: str, open_sessions: OpenSessions, clock: Clock

@@ -18,7 +18,7 @@ from session_middleware.storage.processes import is_gone, is_near, this_process
 from session_middleware.storage.sql.tables import tables
 from tests.support.processes import Process
 
-ROUNDS = int(os.environ.get("SESSION_FAULT_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("SESSION_FAULT_ROUNDS", "1"))
 
 
 def start(script: str, *arguments: object) -> Process:

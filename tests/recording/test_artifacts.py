@@ -26,7 +26,7 @@ from typing_extensions import TypedDict
 from session_middleware import Sessions, UnserializableValue
 from session_middleware.storage.record_entries import OF_MEMORY
 from tests.support.agents import human
-from tests.support.pairwise import pairwise
+from tests.support.pairwise import ENGINES, pairwise
 
 
 class Proxy:
@@ -121,7 +121,11 @@ def watched(sessions: Sessions, mode: str, builder: Any) -> tuple[Any, Any]:
 
 
 @pairwise(
-    mode=["attach", "checkpointer", "recorder"], name=STORABLE, by_node=[True, False], invoke=["invoke", "ainvoke"]
+    mode=["attach", "checkpointer", "recorder"],
+    name=STORABLE,
+    by_node=[True, False],
+    invoke=["invoke", "ainvoke"],
+    each_engine=ENGINES,
 )
 def test_an_artifact_is_kept_and_takes_no_message_with_it(
     sessions: Sessions, mode: str, name: str, by_node: bool, invoke: Callable[..., Any]
@@ -142,7 +146,12 @@ def test_an_artifact_is_kept_and_takes_no_message_with_it(
     assert call.artifact == kept
 
 
-@pairwise(name=[name for name in ANY if name not in STORABLE], by_node=[True, False], invoke=["invoke", "ainvoke"])
+@pairwise(
+    name=[name for name in ANY if name not in STORABLE],
+    by_node=[True, False],
+    invoke=["invoke", "ainvoke"],
+    each_engine=ENGINES,
+)
 def test_the_recorder_alone_keeps_an_artifact_that_no_checkpoint_can_hold(
     sessions: Sessions, name: str, by_node: bool, invoke: Callable[..., Any]
 ) -> None:
@@ -216,6 +225,7 @@ def test_nothing_is_called_on_what_a_graph_holds_beside_its_messages(
     spec=[None, Command, dict, UUID],
     in_message=[False, True],
     invoke=["invoke", "ainvoke"],
+    each_engine=ENGINES,
 )
 def test_a_mock_in_a_state_that_is_stored_is_refused_and_asked_nothing(
     sessions: Sessions, mode: str, spec: Any, in_message: bool, invoke: Callable[..., Any]

@@ -29,7 +29,7 @@ from session_middleware import Sessions
 from session_middleware.checkpoint.serde import StrictSerializer
 from tests.support import agents
 from tests.support.agents import human
-from tests.support.pairwise import pairwise
+from tests.support.pairwise import ENGINES, pairwise
 
 CALL = {"name": "f", "args": {}, "id": "1", "type": "tool_call"}
 INVALID = {"name": "g", "args": "{bad", "id": "2", "error": "no JSON", "type": "invalid_tool_call"}
@@ -193,6 +193,7 @@ def with_parts(sessions: Sessions, builder: StateGraph[Any], parts: str) -> tupl
     parts=["attach", "checkpointer", "recorder"],
     runner=[agents.invoke, agents.ainvoke],
     durability=["async", "exit"],
+    each_engine=ENGINES,
 )
 async def test_it_is_what_the_outermost_graph_has(
     make: str, parts: str, runner: Any, durability: str, sessions: Sessions

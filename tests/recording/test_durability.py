@@ -21,7 +21,7 @@ from session_middleware.models import Message
 from tests.conftest import Clock, OpenSessions
 from tests.support import agents
 from tests.support.agents import human
-from tests.support.pairwise import pairwise
+from tests.support.pairwise import ENGINES, pairwise
 
 pytestmark = [pytest.mark.sessions(allowed_types=[agents.Place, agents.Plan]), pytest.mark.usefixtures("clock")]
 
@@ -119,7 +119,7 @@ def record(sessions: Sessions, session_id: str) -> list[tuple[Any, ...]]:
     return found
 
 
-@pairwise(parts=["attached", "both by hand"], name=GRAPHS, runner=[agents.invoke, agents.ainvoke])
+@pairwise(parts=["attached", "both by hand"], name=GRAPHS, runner=[agents.invoke, agents.ainvoke], each_engine=ENGINES)
 async def test_the_record_is_the_same_for_each_durability(
     sessions: Sessions, parts: str, name: str, runner: agents.Runner
 ) -> None:
@@ -180,6 +180,7 @@ UPDATE = {"messages": [HumanMessage("by the way"), AIMessage("noted")]}
     runner=[agents.invoke, agents.ainvoke],
     depth=[0, 1, 2],
     has_update=[False, True],
+    each_engine=ENGINES,
 )
 async def test_an_answer_is_recorded_at_its_time_and_is_no_message(
     sessions: Sessions, clock: Clock, parts: str, durability: str, runner: agents.Runner, depth: int, has_update: bool
@@ -258,6 +259,7 @@ def slow_graph(clock: Clock, *, by_model: bool) -> Any:
     ],
     runner=[agents.invoke, agents.ainvoke],
     by_model=[True, False],
+    each_engine=ENGINES,
 )
 async def test_what_was_said_is_recorded_while_the_run_is_in_progress(
     sessions: Sessions,
@@ -305,6 +307,7 @@ def minutes(messages: list[Message], clock: Clock) -> list[tuple[str, float]]:
     runner=[agents.invoke, agents.ainvoke],
     inner=[True, False],
     by_model=[True, False],
+    each_engine=ENGINES,
 )
 async def test_a_message_has_the_time_at_which_it_was_said(
     sessions: Sessions,
@@ -324,7 +327,12 @@ async def test_a_message_has_the_time_at_which_it_was_said(
     assert minutes(sessions.get("t").messages(), clock) == expected
 
 
-@pairwise(parts=["attached", "both by hand"], durability=DURABILITIES, runner=[agents.invoke, agents.ainvoke])
+@pairwise(
+    parts=["attached", "both by hand"],
+    durability=DURABILITIES,
+    runner=[agents.invoke, agents.ainvoke],
+    each_engine=ENGINES,
+)
 async def test_a_message_without_an_id_has_the_time_at_which_it_was_said(
     sessions: Sessions, clock: Clock, parts: str, durability: str, runner: agents.Runner
 ) -> None:

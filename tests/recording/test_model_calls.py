@@ -25,7 +25,7 @@ from session_middleware.integrations.langchain_agents import SessionMiddleware
 from session_middleware.session import Session
 from tests.support import agents
 from tests.support.agents import human
-from tests.support.pairwise import pairwise
+from tests.support.pairwise import ENGINES, pairwise
 
 pytestmark = pytest.mark.usefixtures("consistent")
 
@@ -108,7 +108,13 @@ NODES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pairwise(mode=["attach", "recorder"], node=NODES, told_in=["message", "token_usage", "usage"])
+@pairwise(
+    mode=["attach", "recorder"],
+    node=NODES,
+    told_in=["message", "token_usage", "usage"],
+    invoke=["invoke", "ainvoke"],
+    each_engine=ENGINES,
+)
 def test_a_call_counts_once_whatever_its_node_makes_of_the_message(
     sessions: Sessions, mode: str, node: str, told_in: str, invoke: Callable[..., Any]
 ) -> None:
@@ -413,6 +419,7 @@ class Declared(Gateway):
     mode=[*MODES, "middleware"],
     case=[(Gateway, "openai", PRICE), (Gateway, None, PRICE), (Gateway, "unknown", None), (Declared, "openai", PRICE)],
     runner=[agents.invoke, agents.ainvoke],
+    each_engine=ENGINES,
 )
 async def test_a_model_of_an_own_class_is_priced_by_what_its_answer_states(
     sessions: Sessions, mode: str, case: tuple[type[Gateway], str | None, Any], runner: agents.Runner

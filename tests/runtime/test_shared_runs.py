@@ -57,7 +57,8 @@ def nested(first: Sessions, second: Sessions, *remembering: Sessions) -> Any:
 
 
 ARRANGEMENTS: list[Callable[..., Any]] = [of_a_server, attached_to_both, nested]
-pytestmark = [pytest.mark.slow, pairwise(arranged=ARRANGEMENTS, is_async=[False, True], each_engine=ENGINES)]
+each_arrangement = pairwise(arranged=ARRANGEMENTS, is_async=[False, True], each_engine=ENGINES)
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -100,6 +101,7 @@ def kinds(sessions: Sessions, session_id: str) -> list[str]:
     return [event.kind for event in sessions.get(session_id).events()]
 
 
+@each_arrangement
 def test_each_run_enters_its_session_once_and_leaves_it(
     arranged: Callable[..., Any], is_async: bool, pair: Callable[..., Pair], clock: Clock
 ) -> None:
@@ -113,6 +115,7 @@ def test_each_run_enters_its_session_once_and_leaves_it(
     assert {session.status for session in second.list(limit=None)} == {"expired"}
 
 
+@each_arrangement
 def test_a_run_that_starts_afresh_goes_on_in_every_sessions(
     arranged: Callable[..., Any], is_async: bool, pair: Callable[..., Pair], clock: Clock
 ) -> None:
@@ -127,6 +130,7 @@ def test_a_run_that_starts_afresh_goes_on_in_every_sessions(
             assert [memory.text for memory in second.get(session_id).memory.list()] == ["hi", "hi"]
 
 
+@each_arrangement
 def test_a_run_does_not_wait_for_itself(
     arranged: Callable[..., Any], is_async: bool, pair: Callable[..., Pair]
 ) -> None:

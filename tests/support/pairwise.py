@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations, cycle, product
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 ENGINES = ["sqlite", "postgres"]  # the parameters of the fixtures `each_engine` and `storage_url`
 KINDS = [*ENGINES, "memory"]  # more parameters of `storage_url`
+T = TypeVar("T", bound=Callable[..., Any])
 _FIXTURES = {"each_engine", "storage_url", "run", "invoke", "settle"}
 
 
-def pairwise(**axes: Iterable[Any]) -> pytest.MarkDecorator:
+def pairwise(**axes: Iterable[Any]) -> Callable[[T], T]:
     """Parametrise a test so that each pair of values of two parameters occurs in at least one case.
 
     An error that depends on one parameter, or on how two of them combine, is found as by the full product. The axes in
@@ -23,15 +24,22 @@ def pairwise(**axes: Iterable[Any]) -> pytest.MarkDecorator:
     rows = _rows([len(axis) for axis in values])
     cases = [[values[axis][choice] for axis, choice in enumerate(row)] for row in rows]
     fixtures = [name for name in names if name in _FIXTURES]
-    return pytest.mark.parametrize(names, cases, ids=["-".join(map(_name, case)) for case in cases], indirect=fixtures)
+    return _parametrised(names, cases, ["-".join(map(_name, case)) for case in cases], fixtures)
 
 
-def engines_in_turns(fixture: str = "each_engine", **axis: Iterable[Any]) -> pytest.MarkDecorator:
+def engines_in_turns(fixture: str = "each_engine", **axis: Iterable[Any]) -> Callable[[T], T]:
     """Parametrise a test by the values of one parameter, each with one engine: what it holds has no SQL of its own."""
     ((name, values),) = axis.items()
     cases = list(zip(cycle(ENGINES), values))
-    ids = [f"{engine}-{_name(value)}" for engine, value in cases]
-    return pytest.mark.parametrize((fixture, name), cases, ids=ids, indirect=[fixture])
+    return _parametrised([fixture, name], cases, [f"{engine}-{_name(value)}" for engine, value in cases], [fixture])
+
+
+def _parametrised(names: list[str], cases: Sequence[Any], ids: list[str], fixtures: list[str]) -> Callable[[T], T]:
+    def mark(test: T) -> T:
+        marked: T = pytest.mark.parametrize(names, cases, ids=ids, indirect=fixtures)(test)
+        return pytest.mark.usefixtures(*fixtures)(marked) if fixtures else marked
+
+    return mark
 
 
 def _rows(sizes: list[int]) -> list[list[int]]:
