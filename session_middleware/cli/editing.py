@@ -75,6 +75,27 @@ def fork(session: Session, at: str | None, new_id: str | None, title: str | None
     click.echo(f"session {made.id!r} is a fork of {session.id!r}, with {plural(made.message_count, 'message')}")
 
 
+@command("merge thread-42 thread-44 --yes", "merge last thread-44 --state append_messages")
+@options.id_argument("primary")
+@options.id_argument("secondary")
+@click.option(
+    "--state",
+    type=click.Choice(["keep_primary", "append_messages"]),
+    default="keep_primary",
+    show_default=True,
+    help="Leave the graph's state as it is, or append the messages of the second session.",
+)
+@options.yes_option
+def merge(sessions: Sessions, primary: str, secondary: str, state: Any, yes: bool) -> None:
+    """Make the second session a part of the first one, of the same owner. Its id then leads to the first one."""
+    from session_middleware.cli.opening import confirm, id_of
+
+    first, second = (sessions.get(id_of(sessions, each, whole=yes)) for each in (primary, secondary))
+    confirm(f"Make session {second.id!r} a part of {first.id!r}?", yes=yes)
+    merged = first.merge(second, state=state)
+    click.echo(f"session {second.id!r} is a part of {merged.id!r}, which has {plural(merged.message_count, 'message')}")
+
+
 _ENDINGS = {"completed": "complete", "failed": "fail", "abandoned": "abandon"}  # and their methods
 
 
@@ -175,4 +196,4 @@ def _counts_of(session: Session) -> DeletionCounts:
     )
 
 
-COMMANDS = (rename, tag, pin, unpin, fork, close, delete)
+COMMANDS = (rename, tag, pin, unpin, fork, merge, close, delete)

@@ -91,6 +91,7 @@ def restore_backup(backup: str, db: str | None, yes: bool) -> None:
 
     Stop the app first. The old file stays beside the new one, under another name.
     """
+    from session_middleware.cli.opening import confirm
     from session_middleware.settings import load_settings
     from session_middleware.storage.factory import file_path, is_postgres
     from session_middleware.storage.sqlite import backups
@@ -99,8 +100,8 @@ def restore_backup(backup: str, db: str | None, yes: bool) -> None:
     if is_postgres(settings.storage_url):
         raise click.UsageError("restore a PostgreSQL database with pg_restore, or an export with import")
     path = Path(file_path(settings.storage_url))
-    if path.exists() and not yes:
-        click.confirm(f"Replace {path} by {backup}?", abort=True, err=True)
+    if path.exists():
+        confirm(f"Replace {path} by {backup}?", yes=yes)
     suffix = f"replaced-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     kept = backups.restore(Path(backup), path, settings, suffix=suffix)
     click.echo(f"restored {path}")

@@ -60,7 +60,7 @@ def command(
             own = {name: value for name in durations if (value := options.pop(name)) is not None}
             for setting, value in own.items():
                 duration_of(f"--{setting.replace('_', '-')}", value)
-            quiet = "output" not in options or options["output"] is not None
+            quiet = options.get("output") is not None or options.keys().isdisjoint(("output", "status"))
             with opened(options.pop("db"), create=db == "new", quiet=quiet, **own) as sessions:
                 return function(sessions, **options)
 

@@ -223,9 +223,20 @@ def test_a_fork_begins_as_the_session_did_and_is_compared_with_it(run: Run, db: 
     assert len(run("compare", "b", "c", "--csv").stdout.splitlines()) == 3
 
 
+def test_a_merged_session_is_found_by_both_ids(run: Run, db: str) -> None:
+    assert run("merge", "ab1", "ab2").exit_code == 2
+    assert "is only the beginning of" in run("merge", "ab1", "n", "--yes").stderr
+    assert "owner" in run("merge", "ab1", "b", "--yes").stderr
+    merged = run("merge", "ab1", "ab2", "--yes").stdout
+    assert merged == "session 'ab2' is a part of 'ab1', which has 4 messages\n"
+    assert json.loads(run("show", "ab2", "--json").stdout)["session"]["id"] == "ab1"
+    assert ids(run("list", "--user", "ada", "--jsonl")) == ["ab1"]
+
+
 @pytest.mark.parametrize(
     "command",
     [
+        "merge ab2 ab1",
         "delete ab1",
         "delete --user ada",
         "close ab1 ab2",

@@ -102,6 +102,7 @@ def test_every_command_has_examples_which_are_on_the_page() -> None:
 UNRUN = {  # which ask a person, or need a key or an id of another database
     "session-middleware fork thread-42 --at 3f9a1c2e",
     "session-middleware restore-backup copy.db",
+    "session-middleware merge last thread-44 --state append_messages",
     "session-middleware delete last",
     "session-middleware close thread-42 thread-43 --as abandoned --reason 'no answer'",
     "session-middleware chat --user alice --model openai:gpt-5-mini",
