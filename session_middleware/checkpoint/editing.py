@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from session_middleware.checkpoint.saver import SessionSaver
     from session_middleware.storage.run import RunContext
 
-_KEPT = ("step", "parents", "counters_since_delta_snapshot")  # of the original's metadata
+_KEPT = ("parents", "counters_since_delta_snapshot")  # of the original's metadata
 
 
 def put_edited(
@@ -73,19 +73,23 @@ def _put_beside(
     changed: dict[str, Any],
     also_new: Sequence[BaseMessage],
 ) -> str:
-    stored, parent = original.checkpoint, original.parent_config
+    stored, parent, step = original.checkpoint, original.parent_config, _step(original)
+    while START in changed and parent is not None and (before := saver.load(parent, context)) is not None:
+        if START not in before.checkpoint["channel_values"]:
+            break
+        parent, step = before.parent_config, _step(before)  # it waits for an input that was discarded
     version = saver.get_next_version(max(stored["channel_versions"].values()), None)
     new_versions = dict.fromkeys(changed, version)
     checkpoint: Checkpoint = {
         **stored,
-        "id": str(uuid6(clock_seq=_step(original))),
+        "id": str(uuid6(clock_seq=step)),
         "ts": datetime.now(UTC).isoformat(),
         "channel_values": stored["channel_values"] | changed,
         "channel_versions": stored["channel_versions"] | new_versions,
         "updated_channels": sorted({*(stored.get("updated_channels") or ()), *changed}),
     }
     kept = {name: value for name, value in original.metadata.items() if name in _KEPT}
-    metadata = cast("CheckpointMetadata", {"source": "fork", **kept})
+    metadata = cast("CheckpointMetadata", {"source": "fork", **kept, "step": step})
     parent_id = None if parent is None else parent["configurable"]["checkpoint_id"]
     beside = {**config["configurable"], "checkpoint_ns": ""} | ({"checkpoint_id": parent_id} if parent_id else {})
     saver.store({**config, "configurable": beside}, context, checkpoint, metadata, new_versions, also_new=also_new)

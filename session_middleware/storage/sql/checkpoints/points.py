@@ -12,11 +12,14 @@ from typing import NamedTuple
 from session_middleware.errors import InvalidArgument
 from session_middleware.storage.sql.checkpoints.rows import AT, HOME, at
 from session_middleware.storage.sql.connection import Connection
-from session_middleware.storage.sql.record.branches import MAIN, Line, line
+from session_middleware.storage.sql.record.branches import MAIN, WAITING, Line, line
 from session_middleware.storage.types import MessagePoint
 
 _EVERYTHING = 2**62
-_POINT = f"checkpoint_id, parent_id, source, step, COALESCE(branch, '{MAIN}'), COALESCE(seq, 0), position"
+_POINT = f"""
+    checkpoint_id, parent_id, COALESCE(branch, '{MAIN}'), COALESCE(seq, 0), position,
+    channels LIKE '%{WAITING}%'
+"""
 
 
 class Point(NamedTuple):
@@ -24,11 +27,10 @@ class Point(NamedTuple):
 
     checkpoint_id: str
     parent_id: str | None
-    source: str | None
-    step: int | None
     branch: str
     seq: int
     position: str
+    waits: bool  # for the graph's input to be executed
 
 
 class Cut(NamedTuple):
@@ -141,7 +143,7 @@ def _before_message(connection: Connection, session_id: str, at: str, seq: int, 
         of = [(branch, min(upto, seq - 1)) for branch, upto in of]
         return Cut(of, tip(connection, session_id, of))
     point = _parent(connection, session_id, at, first)
-    while point is not None and point.source == "input":  # it waits for its input, which is the message
+    while point is not None and point.waits:  # for the message, or for input that was discarded
         point = _parent(connection, session_id, at, point)
     since = 0 if point is None else point.seq
     sql = "SELECT MIN(seq) FROM messages WHERE session_id = ? AND seq > ? AND seq <= ? AND run_id IS ?"
@@ -149,9 +151,15 @@ def _before_message(connection: Connection, session_id: str, at: str, seq: int, 
     branches = [branch for branch, _ in of]
     if point is not None and point.branch in branches:
         of = of[branches.index(point.branch) :]
-    while point is None and of[1:] and of[1][1] >= (brought or seq) - 1:  # nothing is left of the branch
+    of = [(branch, min(upto, (brought or seq) - 1)) for branch, upto in of]
+    while point is None and of[1:] and not _has_messages(connection, session_id, *of[0]):
         of = of[1:]
-    return Cut([(branch, min(upto, (brought or seq) - 1)) for branch, upto in of], point)
+    return Cut(of, point)
+
+
+def _has_messages(connection: Connection, session_id: str, branch: str, upto: int) -> bool:
+    sql = "SELECT 1 FROM messages WHERE session_id = ? AND branch = ? AND seq <= ? LIMIT 1"
+    return connection.execute(sql, (session_id, branch, upto)).fetchone() is not None
 
 
 def _before_run(connection: Connection, session_id: str, at: str, seq: int, started_from: str | None) -> Cut:

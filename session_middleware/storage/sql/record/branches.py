@@ -7,6 +7,7 @@ history that differs from the recorded one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
@@ -82,7 +83,7 @@ def place_put(write: SessionWrite, run: RunWrite, put: CheckpointPut, now: datet
     state, session_id = write.state, run.session_id
     head, point = state.heads.get(""), state.points.get(("", put.parent_id or ""))
     is_latest = head is not None and head.latest_id == put.parent_id and head.newest_position < put.checkpoint_id
-    if put.source == "input" and (point is None or _WAITING in point.channels):
+    if put.source == "input" and (point is None or WAITING in point.channels):
         before = _before_discarded(write, session_id, put.parent_id)
         if before is not None:
             return _move_to(write, run, put, _part(write, run, *before, now), before[1])
@@ -120,7 +121,7 @@ def _move_to(
     return BranchPoint(branch, seq)
 
 
-_WAITING = '"__start__"'  # among the channels of a checkpoint: it waits for the graph's input to be executed
+WAITING = '"__start__"'  # among the channels of a checkpoint: it waits for the graph's input to be executed
 
 
 def _before_discarded(write: SessionWrite, session_id: str, parent_id: str | None) -> tuple[str, int] | None:
@@ -132,7 +133,7 @@ def _before_discarded(write: SessionWrite, session_id: str, parent_id: str | Non
         return None
     sql = f"SELECT source, channels, parent_id FROM checkpoints WHERE {AT}"
     row = write.query(sql, at(session_id, "", parent_id)).fetchone()
-    if row is None or row[0] != "fork" or _WAITING not in row[1]:
+    if row is None or row[0] != "fork" or WAITING not in row[1]:
         return None
     sql = f"SELECT COALESCE(branch, '{MAIN}'), COALESCE(seq, 0) FROM checkpoints WHERE {AT}"
     return write.query(sql, at(session_id, "", row[2] or "")).fetchone() or (MAIN, 0)
@@ -179,8 +180,9 @@ def _part(write: SessionWrite, run: RunWrite, parent: str, seq: int, now: dateti
 
 def begin(write: SessionWrite, run: RunWrite, parent: str, seq: int, now: datetime) -> str:
     """Begin a branch that contains its parent's messages up to `seq`."""
-    row = write.query("SELECT COUNT(*) FROM branches WHERE session_id = ?", (run.session_id,)).fetchone()
-    branch = f"branch-{row[0] + 2}"
+    rows = write.query("SELECT id FROM branches WHERE session_id = ?", (run.session_id,)).fetchall()
+    taken = {found for (found,) in rows}  # a fork has some of its parent's branches
+    branch = next(name for number in itertools.count(len(taken) + 2) if (name := f"branch-{number}") not in taken)
     write.execute(
         "INSERT INTO branches (session_id, id, parent_id, parent_seq, run_id, created_at) VALUES (?, ?, ?, ?, ?, ?)",
         (run.session_id, branch, parent, seq, run.run_id, to_text(now)),

@@ -265,13 +265,14 @@ def copy(connection: Connection, session_id: str, to: str, line: Line | None = N
 # contain the deleted messages.
 _SHIFT = "(SELECT last_seq FROM sessions WHERE id = :to)"
 _COPIED = """
-    message_id, version, branch, role, name, text, content, tool_calls, tool_call_id, model, status, checkpoint_ns,
+    message_id, branch, role, name, text, content, tool_calls, tool_call_id, model, status, checkpoint_ns,
     extra, flags, created_at
 """
 _COPY = (
     f"""
-    INSERT INTO messages (session_id, seq, replaced_by, position, {_COPIED})
-    SELECT :to, seq + {_SHIFT}, replaced_by + {_SHIFT}, position + {_SHIFT}, {_COPIED}
+    INSERT INTO messages (session_id, seq, replaced_by, position, version, {_COPIED})
+    SELECT :to, seq + {_SHIFT}, replaced_by + {_SHIFT}, position + {_SHIFT},
+    ROW_NUMBER() OVER (PARTITION BY message_id ORDER BY version), {_COPIED}
     FROM messages WHERE session_id = :source AND {{kept}} ORDER BY seq
     """,
     """
