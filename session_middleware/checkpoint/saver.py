@@ -352,7 +352,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         # the metadata's counters tell replayed channels from empty ones
         counted = own.get("counters_since_delta_snapshot")
         replayed = [name for name in counted if name in versions and name not in values] if counted else ()
-        new = [*diff.messages, *((message, None) for message in also_new)]
+        new = [*diff.messages, *((message, None) for message in also_new)] if also_new else diff.messages
         messages, histories = self._listener.brought(context, key, checkpoint, own, new)
         put = CheckpointPut(
             context=context,
