@@ -254,6 +254,9 @@ def use_all_of_upkeep(storage: Storage) -> None:
     storage.collect_garbage()
     storage.acquire_duty("sweep")
     storage.find_tombstone("w")
+    for where in (SessionFilter(), SessionFilter(user_id="u")):
+        storage.export_sessions(Path("all.jsonl"), where, memories=("user", "u"))
+    storage.import_sessions(Path("all.jsonl"), skips=True)
     storage.list_archived(user_id=None, limit=5), storage.list_archived(user_id="u", limit=5, before=(later, "w"))
     storage.subscribe(["opened", "completed"], lambda events: None)
     storage.open_session(RunContext("x", Identity(user_id="v")), SessionDetails())
