@@ -57,6 +57,7 @@ __all__ = [
     "UnknownStatus",
     "UnknownStrategy",
     "UnserializableValue",
+    "UserRequired",
     "UserRevoked",
     "memory_tools",
 ]

@@ -7,6 +7,7 @@
     ├── SessionClosed         (ValueError)       on_closed="reject" and the session has ended
     ├── SessionAccessDenied   (PermissionError)  the session has another owner
     │   ├── MemoryAccessDenied                   the memory has another owner
+    │   ├── UserRequired                         require_user refuses a run that names nobody
     │   └── UserRevoked                          sessions.revoke() refuses this user
     ├── SessionBusy           (TimeoutError)     another run holds the session
     │   └── LeaseLost                            another run took over, because this run's lease expired
@@ -139,6 +140,19 @@ class SessionAccessDenied(SessionError, PermissionError):
             if may_read
             else f"session {session_id!r} is owned by another user and {who} may not use it; "
             f"pass its owner with sessions.config({session_id!r}, user_id=…)"
+        )
+
+
+class UserRequired(SessionAccessDenied):
+    """The setting `require_user` refuses a run or an opening without a user. Nothing was written."""
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+        self.user_id = None
+        SessionError.__init__(
+            self,
+            f"require_user refuses session {session_id!r} to a caller without a user_id; pass it with "
+            f"sessions.config({session_id!r}, user_id=…) or sessions.for_user(…)",
         )
 
 

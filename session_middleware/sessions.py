@@ -72,6 +72,7 @@ from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext, RunState
 from session_middleware.storage.types import (
     DeletionCounts,
+    SessionDetails,
     SessionFilter,
 )
 from session_middleware.user_sessions import SessionAccess, UserSessions
@@ -138,6 +139,7 @@ class Sessions(SessionAccess):
         own = StrictSerializer(allowed, only_allowed=self.settings.strict_types)
         self.new_id, self._clock = new_id, clock
         self._allowed_types: set[TypeName] = set()  # of the state of attached graphs
+        self._templates: dict[str, SessionDetails] = {}
         self._closing, self._is_closed = threading.Lock(), False
         self._connect(own if serde is None else own_within(serde, own))
         self._keep_settings()
@@ -322,12 +324,13 @@ class Sessions(SessionAccess):
         user_id: str | None = None,
         group_id: str | None = None,
         if_exists: Literal["resume", "raise"] = "resume",
+        template: str | None = None,
         **options: Unpack[validation.SessionOptions],
     ) -> Session:
         """Open or resume a session, by default with a new id; `Session.opened_as` says which.
 
         The options from `idle_timeout` to `on_resume` override the settings for this session. A timeout
-        of ``"never"`` means none.
+        of ``"never"`` means none. A new session gets the options of the `template` too, where they are not given here.
 
         Raises:
             InvalidArgument: an argument is invalid. Nothing was written.
@@ -336,7 +339,30 @@ class Sessions(SessionAccess):
             SessionExpired: it has expired and ``on_resume`` is ``"reject"``, or is archived and it is not ``"fresh"``.
             SessionLimitReached: the limit of open sessions is reached, and ``on_limit`` is ``"reject"``.
         """
-        return self._open(self._id_of(session_id), named_identity(user_id, group_id), if_exists, options)
+        return self._open(self._id_of(session_id), named_identity(user_id, group_id), if_exists, template, options)
+
+    @validation.spelled_out(validation.SessionOptions)
+    def template(self, name: str, **options: Unpack[validation.SessionOptions]) -> None:
+        """Register options for new sessions of one kind, in this object; ``open(id, template=name)`` applies them.
+
+        Raises `InvalidArgument` and `TypeError`, as `open` does.
+        """
+        validation.check_text("name", name, at_least=1)
+        self._templates[name] = validation.details_of(**options)
+
+    def claim(self, session_id: object, *, user_id: str) -> Session:
+        """Give a session without an owner its owner, as when an anonymous visitor signs in. Returns it as changed.
+
+        Its forks get the owner too, and its messages become part of the user's memory. An event ``claimed`` records
+        it. A claim by the owner changes nothing.
+
+        Raises:
+            SessionNotFound: there is no such session.
+            SessionAccessDenied: it has another owner.
+            SessionBusy: a run is in progress in it, or in a fork. Claim it after that run.
+            SessionLimitReached: the user has as many open sessions as ``max_sessions_per_user`` allows.
+        """
+        return self._claim(session_id, lifecycle.owner_id_of("user_id", user_id))
 
     # Maintenance
 
@@ -597,6 +623,7 @@ class Sessions(SessionAccess):
 
     asettle = async_twin(settle)
     aopen = async_twin(open)
+    aclaim = async_twin(claim)
     asweep = async_twin(sweep)
     acheck = async_twin(check)
     abackup = async_twin(backup)

@@ -180,6 +180,7 @@ class SessionSettings(BaseSettings):
     on_busy: Literal["allow", "wait", "reject"] = "allow"
     busy_timeout: Duration = timedelta(minutes=1)  # the longest wait for another run
     max_open_resources: Count = 32
+    require_user: bool = False  # True: runs and openings without a user are refused
     access: Access = "owner"  # host: the surrounding server authorizes calls without an identity
     redact: Annotated[Redact, NoDecode, BeforeValidator(parse_redact)] = None  # removed from recorded texts
     record: Annotated[Record, NoDecode, BeforeValidator(parse_record)] = (

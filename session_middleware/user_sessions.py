@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, get_args
 from session_middleware import lifecycle
 from session_middleware.display.html import Rows
 from session_middleware.display.progress import progress_bar
-from session_middleware.errors import InvalidArgument, SessionAccessDenied, SessionNotFound, UserRevoked
+from session_middleware.errors import InvalidArgument, SessionAccessDenied, SessionBusy, SessionNotFound, UserRevoked
 from session_middleware.exports.formats import Format, checked_path, checked_target, write_all
 from session_middleware.memory.results import SearchHit
 from session_middleware.models import (
@@ -40,6 +40,7 @@ from session_middleware.storage.search.tokenizer import snippet
 from session_middleware.storage.types import (
     ArchivedSession,
     DeletionCounts,
+    SessionDetails,
     SessionFilter,
     TombstoneInfo,
     ToolCallFilter,
@@ -99,12 +100,24 @@ class SessionAccess:
             raise InvalidArgument("user_id", chosen, wanted="none, as for_user() sets it")
         return self._identity.user_id
 
-    def _open(self, session_id: str, identity: Identity, if_exists: str, options: validation.SessionOptions) -> Session:
+    def _open(
+        self,
+        session_id: str,
+        identity: Identity,
+        if_exists: str,
+        template: str | None,
+        options: validation.SessionOptions,
+    ) -> Session:
         validation.check_choice("if_exists", if_exists, ("resume", "raise"))
-        details = validation.details_of(**options)
+        details, templates = validation.details_of(**options), self._operator._templates
+        if template is not None and not templates:
+            raise InvalidArgument("template", template, wanted="none, or register it first with sessions.template(…)")
+        if template is not None:
+            validation.check_choice("template", template, sorted(templates))
+        defaults = SessionDetails() if template is None else templates[template]
         self._operator._background.start()
         context = RunContext(session_id, identity, must_be_new=if_exists == "raise")
-        return self._session(self._storage.open_session(context, details))
+        return self._session(self._storage.open_session(context, details, defaults))
 
     def find(self, session_id: object) -> Session | None:
         """The session, or ``None``; for a user also if it is another user's.
@@ -205,6 +218,11 @@ class SessionAccess:
             SessionAccessDenied: the user may only read the session.
         """
         return self._operator._delete(lifecycle.session_id_of(session_id), self._storage, self._identity)
+
+    def _claim(self, session_id: object, user_id: str) -> Session:
+        chosen = lifecycle.session_id_of(session_id)
+        self._operator._flush(chosen)
+        return self._session(self._storage.claim_session(chosen, user_id))
 
     def restore(self, session_id: object) -> Session:
         """Restore an archived session: id, owner, record, memories and state. Its idle time begins now.
@@ -478,6 +496,7 @@ class UserSessions(SessionAccess):
         *,
         group_id: str | None = None,
         if_exists: Literal["resume", "raise"] = "resume",
+        template: str | None = None,
         **options: Unpack[validation.SessionOptions],
     ) -> Session:
         """As `Sessions.open`, by this user, for one of the user's groups.
@@ -496,11 +515,41 @@ class UserSessions(SessionAccess):
         if found is not None:
             lifecycle.check_theirs(found, self.identity)
         try:
-            return self._open(chosen, identity, if_exists, options)
+            return self._open(chosen, identity, if_exists, template, options)
         except UserRevoked:
             raise
         except SessionAccessDenied:
             raise SessionNotFound(chosen) from None
+
+    def claim(self, session_id: object) -> Session:
+        """As `Sessions.claim`, for this user. Raises `SessionNotFound` if the session has another owner."""
+        try:
+            return self._claim(session_id, str(self.identity.user_id))
+        except UserRevoked:
+            raise
+        except SessionAccessDenied as error:
+            raise SessionNotFound(error.session_id) from None
+
+    def check(self, session_id: object) -> Session:
+        """The session, if this user may run in it now; else raise what a run would raise. Writes nothing.
+
+        A web app calls it before it begins to stream a response. `Session.config` is the config of the run.
+
+        Raises:
+            SessionNotFound: there is no such session, it is another user's, or it is archived.
+            SessionAccessDenied: the user may only read it.
+            UserRevoked: `Sessions.revoke` has revoked the user.
+            SessionExpired: it has expired, and ``on_resume`` is ``"reject"``.
+            SessionClosed: it has ended, and ``on_closed`` is ``"reject"``.
+            SessionBusy: a run is in progress, and ``on_busy`` is ``"reject"``.
+        """
+        session = self.get(session_id)
+        info, settings = session._authorized.check(reading=False), self._sessions.settings
+        lifecycle.admit(info, settings, self._sessions._clock())
+        if info.is_running and settings.on_busy == "reject":
+            run_id, process = self._storage.find_active_run(info.id) or (None, None)
+            raise SessionBusy(info.id, run_id=run_id, process=process)
+        return session
 
     def prune(self, session_id: object) -> None:
         """Delete all but the latest checkpoints of a session of the user. Raises `SessionNotFound`."""
@@ -510,6 +559,8 @@ class UserSessions(SessionAccess):
     # The asynchronous twins
 
     aopen = async_twin(open)
+    aclaim = async_twin(claim)
+    acheck = async_twin(check)
     aprune = async_twin(prune)
 
 

@@ -18,7 +18,7 @@ from session_middleware.user_sessions import UserSessions
 CLASSES = (Sessions, UserSessions, Session, SessionMemory)
 ALONE = {  # methods that neither read nor write the database
     Sessions: {
-        *("acting_as", "attach", "augment", "config", "for_user", "retriever", "scope"),
+        *("acting_as", "attach", "augment", "config", "for_user", "retriever", "scope", "template"),
         *("on_closed", "on_error", "on_expiring", "on_opened", "on_resumed", "on_state_changed"),
     },
     UserSessions: {"config"},

@@ -16,6 +16,7 @@ _SENTENCES: dict[type[SessionError], str] = {
     errors.SessionBusy: "session {0.session_id!r} has a run in progress; try again after that run",
     errors.InvalidTransition: "session {0.session_id!r} is {0.status} and cannot become {0.to}; see the reason with"
     " session-middleware explain",
+    errors.UserRequired: "the app requires a user (require_user); name one with --user",
     errors.UserRevoked: "user {0.user_id!r} was revoked; admit the user again with session-middleware revoke --lift",
     errors.SessionAccessDenied: "session {0.session_id!r} has another owner; name its owner with --user, or choose"
     " another --thread",

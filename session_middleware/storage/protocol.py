@@ -84,7 +84,7 @@ from session_middleware.storage.types import (
 
 R = TypeVar("R", bound=Record)
 
-_WHOLE = Part()
+_WHOLE, _NONE = Part(), SessionDetails()
 
 
 class Storage(Protocol):
@@ -113,8 +113,13 @@ class Storage(Protocol):
 
     # Sessions
 
-    def open_session(self, context: RunContext, details: SessionDetails) -> SessionInfo:
-        """Open or resume; sets `context.state`. Raises `SessionExists` if the context requires a new session."""
+    def open_session(
+        self, context: RunContext, details: SessionDetails, template: SessionDetails = _NONE
+    ) -> SessionInfo:
+        """Open or resume; sets `context.state`. Raises `SessionExists` if the context requires a new session.
+
+        A session that is opened gets the details of the template too, where `details` has none.
+        """
 
     def authorize(self, context: RunContext) -> SessionInfo | None:
         """Check owner and expiry without admitting; sets `context.state`. Writes only on refusal.
@@ -160,6 +165,13 @@ class Storage(Protocol):
 
     def end_session(self, session_id: str, status: Closed, *, reason: str, detail: Mapping[str, Any]) -> SessionInfo:
         """Complete, fail or abandon. Raises `InvalidTransition` if the session has ended."""
+
+    def claim_session(self, session_id: str, user_id: str) -> SessionInfo:
+        """Give a session without an owner, and its family, this owner. The owner of a session may claim it again.
+
+        Raises `SessionNotFound`, `SessionAccessDenied` if it has another owner, `UserRevoked`, `SessionBusy` while a
+        run is in progress in the family, and `SessionLimitReached`.
+        """
 
     def ping_session(self, session_id: str) -> SessionInfo:
         """Record activity without a run. Raises `InvalidTransition` if the session has ended."""

@@ -57,7 +57,7 @@ def test_a_database_migrated_step_by_step_equals_a_fresh_one(tmp_path: Path) -> 
 
 
 SCANS_BY_DESIGN = (
-    "SELECT * FROM sessions WHERE TRUE ORDER BY",  # all sessions, by the index of the order
+    "FROM sessions WHERE TRUE ORDER BY",  # all sessions, by the index of the order
     "SELECT COUNT(*) FROM sessions WHERE TRUE",
     "SELECT * FROM tool_calls WHERE TRUE ORDER BY",  # all tool calls, by the index of their start
     "FROM checkpoints WHERE TRUE ORDER BY",  # the saver's list(None)

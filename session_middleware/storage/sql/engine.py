@@ -63,6 +63,8 @@ from session_middleware.storage.types import DeletionCounts, Progress, SessionDe
 
 T = TypeVar("T")
 
+_NONE = SessionDetails()
+
 
 class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
     list_checkpoint_namespaces = reading(checkpoints.list_namespaces)
@@ -216,12 +218,15 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
 
     # Sessions
 
-    def open_session(self, context: RunContext, details: SessionDetails) -> SessionInfo:
+    def open_session(
+        self, context: RunContext, details: SessionDetails, template: SessionDetails = _NONE
+    ) -> SessionInfo:
         def then(write: SessionWrite, run: RunWrite) -> SessionInfo:
             if context.must_be_new and run.state.admission not in ("opened", "fresh"):
                 raise SessionExists(context.session_id)
-            session = session_rows.update(write.finish(), context.session_id, details, self._rules)
-            if details != SessionDetails():  # the row has another version
+            given = session_rows.with_template(details, template) if run.state.admission == "opened" else details
+            session = session_rows.update(write.finish(), context.session_id, given, self._rules)
+            if given != _NONE:  # the row has another version
                 self._states.pop(context.session_id, None)
             return session
 

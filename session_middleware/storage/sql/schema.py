@@ -85,13 +85,14 @@ _TABLES = (
     BEGIN UPDATE sessions SET version = version + 1 WHERE id = new.id; END
     """,
     "CREATE INDEX sessions_by_home ON sessions (home)",
-    "CREATE INDEX sessions_by_activity ON sessions (last_active_at, id)",
+    # With the title, because a text in it is searched in the order of the list.
+    "CREATE INDEX sessions_by_activity ON sessions (last_active_at, id, title_key)",
     "CREATE INDEX sessions_by_user ON sessions (user_id, last_active_at, id) WHERE user_id IS NOT NULL",
     "CREATE INDEX sessions_by_group ON sessions (group_id, last_active_at, id) WHERE group_id IS NOT NULL",
     # Activity does not change these, and a session without a user or a group is in none of those above.
     "CREATE INDEX sessions_of_users ON sessions (user_id, created_at, id)",
     "CREATE INDEX sessions_of_groups ON sessions (group_id)",
-    "CREATE INDEX sessions_by_creation ON sessions (created_at, id)",
+    "CREATE INDEX sessions_by_creation ON sessions (created_at, id, title_key)",
     "CREATE INDEX sessions_by_title ON sessions (title_key, id)",
     "CREATE INDEX sessions_of_users_by_title ON sessions (user_id, title_key, id)",
     "CREATE INDEX sessions_by_status ON sessions"

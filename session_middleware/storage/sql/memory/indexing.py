@@ -305,6 +305,25 @@ def remove_sessions(connection: Connection, session_ids: Sequence[str]) -> None:
     connection.execute(f"DELETE FROM index_sessions WHERE {_THEIRS}", ids)
 
 
+def move_sessions(connection: Connection, session_ids: Sequence[str], user_id: str) -> None:
+    """Move sessions to the scope of a user. Their words are indexed again, and their vectors remain."""
+    connection.lock([*map(index_lock, session_ids)])
+    rows = connection.execute(
+        "SELECT number, scope_id FROM index_sessions WHERE session_id IN (SELECT value FROM json_each(?))",
+        (json.dumps([*session_ids]),),
+    ).fetchall()
+    _remove_words(connection, rows)
+    for number, _ in rows:
+        connection.execute(_MOVE, (user_id, number))
+
+
+_MOVE = """
+    UPDATE index_sessions SET user_id = ?1, scope_id = COALESCE((SELECT scope_id FROM index_sessions WHERE user_id = ?1
+    AND scope_id IS NOT NULL LIMIT 1), number), indexed_seq = 0, document_seq = 0, documents = 0, words = 0
+    WHERE number = ?2
+"""
+
+
 def rename_session(connection: Connection, session_id: str, to: str) -> None:
     connection.lock([index_lock(session_id)])
     connection.execute("UPDATE index_sessions SET session_id = ? WHERE session_id = ?", (to, session_id))

@@ -52,7 +52,9 @@ def reason_of(error: errors.SessionError) -> str:
 
 
 def refuse(connection: Connection, run: RunWrite, error: errors.SessionError, rules: EngineContext) -> None:
-    """Append the event of a refusal, once for a run."""
+    """Append the event of a refusal, once for a run; none of a run that names nobody."""
+    if isinstance(error, errors.UserRequired):
+        return
     session_id, user_id = run.session_id, run.context.identity.user_id
     if not run.state.refused:
         is_recorded = events.deny(connection, session_id, reason_of(error), user_id, rules.clock())
@@ -100,6 +102,8 @@ class Admitting:
     def authorize(self) -> SessionInfo | None:
         """Check the caller, and decide the admission if it is not decided. ``None``: the run starts with no session."""
         context = self.context
+        if not context.reading:
+            self._check_user()
         session, _ = self._find()
         if session is not None:
             lifecycle.check_access(session, self.identity, self.rules.settings.access, reading=context.reading)
@@ -112,6 +116,10 @@ class Admitting:
         self.is_exposed = self._is_exposed(session)
         state = self.run.state
         return None if state.admission == "fresh" and not state.admitted else session
+
+    def _check_user(self) -> None:
+        if self.rules.settings.require_user and self.identity.user_id is None:
+            raise errors.UserRequired(self.session_id)
 
     def prefetch(self, *, opens: bool | None) -> None:
         """Announce the statements of the admission. `opens` adds those of an opening; ``None``: no session is new."""
@@ -227,6 +235,7 @@ class Admitting:
 
     def _admit_first(self, known: SessionState | None) -> tuple[bool, bool]:
         """Returns whether `known` is still current, and whether activity is to be recorded."""
+        self._check_user()
         found = self._known(known)
         if found is None and self.connection.is_optimistic:
             self.prefetch(opens=True if known is None else None)

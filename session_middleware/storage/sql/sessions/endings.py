@@ -332,9 +332,9 @@ def limit_locks(user_id: str | None, rules: EngineContext) -> list[str]:
 
 
 def make_room(
-    connection: Connection, user_id: str | None, rules: EngineContext, now: datetime, *, but: str = ""
+    connection: Connection, user_id: str | None, rules: EngineContext, now: datetime, *, but: str = "", more: int = 1
 ) -> None:
-    """Ensure, in the transaction that opens a session, that one more may be open, of all and of this user's.
+    """Ensure, in the transaction that opens a session, that so many more may be open, of all and of this user's.
 
     Raises:
         SessionLimitReached: there is no room, and ``on_limit`` is ``"reject"``, or all have a run in progress.
@@ -347,7 +347,7 @@ def make_room(
             continue
         live = json.dumps(sorted(leases.live(connection, rules)))
         values = session_rows.moments(rules, now) | {"but": but, "live": live, "user_id": of_user}
-        surplus = connection.execute(f"SELECT COUNT(*) {_OPEN}", values).fetchone()[0] + 1 - limit
+        surplus = connection.execute(f"SELECT COUNT(*) {_OPEN}", values).fetchone()[0] + more - limit
         if surplus <= 0:
             continue
         oldest: dict[str, SessionInfo] = {}

@@ -31,6 +31,7 @@ from session_middleware.storage.sql.record import reads, runs
 from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sql.sessions import (
     admission,
+    claims,
     endings,
     expiry,
     exports,
@@ -239,6 +240,9 @@ class SessionOperations(Operations):
                 return importing.ids
 
             return self._database.write(operation)
+
+    def claim_session(self, session_id: str, user_id: str) -> SessionInfo:
+        return self._database.write(lambda connection: claims.claim(connection, session_id, user_id, self._rules))
 
     def end_session(self, session_id: str, status: Closed, *, reason: str, detail: Mapping[str, Any]) -> SessionInfo:
         return self._change(endings.end, session_id, status, self._rules, reason=reason, detail=dict(detail))

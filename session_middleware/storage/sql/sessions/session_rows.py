@@ -239,6 +239,15 @@ def _changes(session: SessionInfo, details: SessionDetails) -> dict[str, Any]:
     return given
 
 
+def with_template(details: SessionDetails, template: SessionDetails) -> SessionDetails:
+    """The details, and those of the template where they have none; dicts are merged."""
+    found: dict[str, Any] = template._asdict()
+    for name, value in details._asdict().items():
+        if value is not None:
+            found[name] = merged(found[name] or {}, value) if isinstance(value, dict) else value
+    return SessionDetails(**found)
+
+
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """As JSON merge patch (RFC 7396): dicts merge at every depth, and ``None`` deletes a key."""
     found = dict(old)
@@ -342,8 +351,13 @@ def _conditions(connection: Connection, where: SessionFilter, rules: EngineConte
     return found, values
 
 
-_OF_ONE = "SELECT * FROM (SELECT * FROM sessions WHERE {condition} ORDER BY {order} LIMIT :limit) AS some_{number}"
-_OF_ALL = _WITH_LAST.format(page="{pages} ORDER BY {order} LIMIT :limit") + " ORDER BY {order}"
+# The page of one condition, read from an index if that has the columns; and that of all.
+_OF_ONE = "SELECT * FROM (SELECT id, {key} FROM sessions WHERE {where} ORDER BY {order} LIMIT :limit) AS of_{number}"
+_OF_ALL = _WITH_LAST.format(
+    page="SELECT sessions.* FROM ({pages} ORDER BY {order} LIMIT :limit) AS chosen"
+    " CROSS JOIN sessions ON sessions.id = chosen.id"
+)
+_OF_ALL += " ORDER BY {order}"
 
 
 def list_(
@@ -362,7 +376,10 @@ def list_(
         later = f" AND ({column}, id) {beyond} (:after_key, :after_id)"
         values |= {"after_key": _key_of(after, column), "after_id": after.id}
     order_by = f"{column} {direction}, id {direction}"
-    pages = [_OF_ONE.format(condition=each + later, order=order_by, number=n) for n, each in enumerate(conditions)]
+    pages = [
+        _OF_ONE.format(key=column, where=each + later, order=order_by, number=number)
+        for number, each in enumerate(conditions)
+    ]
     select = _OF_ALL.format(pages=" UNION ALL ".join(pages), order=order_by)
     found, live = first(connection, select, values, limit, rules), leases.live(connection, rules)
     return [session.model_copy(update={"is_running": True}) if session.id in live else session for session in found]
