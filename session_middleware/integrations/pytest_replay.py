@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 
 _REPLAYS = pytest.StashKey[list[tuple["Replay", bool]]]()  # with whether the test fails if its run leaves the record
 
+_SQLITE = b"SQLite format 3\0"  # the beginning of a database file
+
 
 @pytest.fixture
 def session_replay(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Replay]:
     """Replay a recorded session: ``session_replay("tests/refund.db", "thread-42")``.
 
-    The first argument is the path of a file, of which a copy is read, the URL of a database, or a `Sessions`. The
-    second one may be omitted if there is only one session. At the end of the test a run that left the record fails
-    it, with the report, unless ``check=False``. ``on_missing`` is that of `Sessions.replay`.
+    The first argument is the path of an export (JSON lines) or of a database file, of which a copy is read, the URL
+    of a database, or a `Sessions`. The second one may be omitted if there is only one session. At the end of the test
+    a run that left the record fails it, with the report, unless ``check=False``. ``on_missing`` is that of
+    `Sessions.replay`.
     """
     replays = request.node.stash.setdefault(_REPLAYS, [])
 
@@ -34,13 +37,21 @@ def session_replay(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[.
         if hasattr(source, "replay"):
             found = _read(source, session_id, on_missing)
         else:
-            is_url = "://" in str(source)
-            with Sessions(source if is_url else _copied(Path(source), tmp_path), sweep_interval=None) as sessions:
+            is_export = "://" not in str(source) and not _is_database(Path(source))
+            where = ":memory:" if is_export else source if "://" in str(source) else _copied(Path(source), tmp_path)
+            with Sessions(where, sweep_interval=None) as sessions:
+                if is_export:
+                    sessions.import_from(source)
                 found = _read(sessions, session_id, on_missing)
         replays.append((found, check))
         return found
 
     return replay
+
+
+def _is_database(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_SQLITE)) == _SQLITE
 
 
 def _copied(path: Path, folder: Path) -> Path:

@@ -33,7 +33,7 @@ def test_it_raises(session_replay):
     assert 1 == 2
 
 def test_it_leaves_and_may(session_replay):
-    session_replay({path!r}, check=False)
+    session_replay({export!r}, check=False)
 """
 
 
@@ -42,8 +42,10 @@ def test_the_fixture_replays_a_file_unchanged_and_fails_a_test_that_leaves_the_r
 ) -> None:
     sessions.attach(tool_graph()).invoke({"messages": "look up tea"}, sessions.config("t"))
     sessions.settle()
+    export = path.with_name("t.jsonl")
+    sessions.get("t").export(export)
     before = {each.name: each.read_bytes() for each in path.parent.glob(f"{path.name}*")}
-    pytester.makepyfile(TEST.format(path=str(path)))
+    pytester.makepyfile(TEST.format(path=str(path), export=str(export)))
     result = pytester.runpytest("-p", PLUGIN, "-p", "asyncio", "-o", "asyncio_mode=auto", *LOOPS)
     result.assert_outcomes(passed=2, failed=2)
     result.stdout.fnmatch_lines(
