@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,16 @@ def test_what_cannot_be_merged_is_left_as_it_is(each_engine: str, sessions: Sess
             mine.merge(second)
     assert sessions.count() == 5
     assert [event.kind for event in mine.events()].count("merged") == 0
+
+
+def test_imported_messages_are_interleaved_by_their_own_times(sessions: Sessions, clock: Clock) -> None:
+    for minutes, name in enumerate("ab"):
+        with sessions.open(name) as session:
+            for n in range(3):
+                at = clock() - timedelta(days=1, minutes=-2 * n - minutes)
+                session.add(HumanMessage(f"{name}{n}"), at=at)
+    sessions.get("a").merge("b")
+    assert texts(sessions, "a") == ["a0", "b0", "a1", "b1", "a2", "b2"]
 
 
 KILLED_IN_A_MERGE = """

@@ -11,7 +11,7 @@ from session_middleware.models import Identity, Message
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import MessageEntry
 from session_middleware.storage.run import Lease, RunContext
-from session_middleware.storage.sql.sessions.merging import _TIMES, interleaved, moved
+from session_middleware.storage.sql.sessions.merging import _TIMES, Place, interleaved, moved
 from session_middleware.storage.sql.tables import tables
 from session_middleware.storage.types import ConversationItemPut
 
@@ -69,7 +69,7 @@ def test_a_refused_merge_changes_nothing(storage: Storage) -> None:
     assert [storage.list_messages(name)[0].text for name in "ab"] == ["a", "b"]
 
 
-_RECORD = st.lists(st.tuples(st.integers(1, 3), st.one_of(st.none(), st.sampled_from("0123456789"))), max_size=30)
+_RECORD = st.lists(st.tuples(st.integers(1, 3), st.one_of(st.none(), st.sampled_from("0123456789"))), max_size=12)
 
 
 @given(_RECORD, _RECORD)
@@ -79,18 +79,18 @@ def test_interleaved_records_keep_their_order(one: list[tuple[int, str]], other:
         seq, record = 0, []
         for step, at in steps:
             seq += step
-            record.append((seq, at))
+            record.append(Place(seq, at or "", True))
         records.append(record)
     segments = interleaved(records)
-    places = [[moved(own, seq) for seq, _ in record] for own, record in zip(segments, records, strict=True)]
+    places = [[moved(own, seq) for seq, *_ in record] for own, record in zip(segments, records, strict=True)]
     assert all(place == sorted(place) for place in places)
     assert len({*places[0], *places[1]}) == len(one) + len(other)
     for record, place, own in zip(records, places, segments, strict=True):
-        between = [moved(own, seq + 0.5) for seq, _ in record]
+        between = [moved(own, seq + 0.5) for seq, *_ in record]
         assert all(seq < after for seq, after in zip(place, between, strict=True))
         assert all(before < seq for before, seq in zip(between, place[1:], strict=False))
     for at, other_at in ((a, b) for a in range(len(one)) for b in range(len(other))):
         latest, other_latest = (
-            max(each or "" for _, each in record[: n + 1]) for record, n in zip(records, (at, other_at), strict=True)
+            max(place.at for place in record[: n + 1]) for record, n in zip(records, (at, other_at), strict=True)
         )
         assert (places[0][at] < places[1][other_at]) == (latest <= other_latest)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from itertools import count
+from itertools import accumulate, count
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -138,23 +138,47 @@ class Segment(NamedTuple):
     shift: int  # from their seqs to the new ones
 
 
-def interleaved(records: Sequence[Sequence[tuple[int, str | None]]]) -> list[list[Segment]]:
-    """The segments of each record, whose rows are its seqs in order, with their times."""
-    rows: list[tuple[str, int, int]] = []
-    for origin, record in enumerate(records):
-        latest = ""
-        for seq, at in record:
-            latest = max(latest, at or "")
-            rows.append((latest, origin, seq))
+class Place(NamedTuple):
+    """One row of a record."""
+
+    seq: int
+    at: str | None
+    is_message: bool
+
+
+def interleaved(records: Sequence[Sequence[Place]]) -> list[list[Segment]]:
+    """The segments of each record, whose rows are given in order."""
+    rows = sorted(
+        (time, origin, place.seq)
+        for origin, record in enumerate(records)
+        for time, place in zip(_times(record), record, strict=True)
+    )
     found: list[list[Segment]] = [[] for _ in records]
     last, previous = 0, None
-    for _, origin, seq in sorted(rows):
+    for _, origin, seq in rows:
         own = found[origin]
         if origin != previous:
             own.append(Segment(seq, seq, last + 1 - seq))
         own[-1] = own[-1]._replace(last=seq)
         last, previous = seq + own[-1].shift, origin
     return found
+
+
+def _times(record: Sequence[Place]) -> list[str]:
+    """A time for each row, none before the time of an earlier row.
+
+    Messages may be older than the run that recorded them, as imported ones are. They determine the order, so no other
+    row is later than the next message.
+    """
+    messages = list(accumulate((str(place.at) if place.is_message else "" for place in record), max))
+    found, following = [], _LAST
+    for place, latest in zip(reversed(record), reversed(messages), strict=True):
+        following = latest if place.is_message else following
+        found.append(min(latest if place.is_message else place.at or "", following))
+    return list(accumulate(reversed(found), max))
+
+
+_LAST = "~"  # after each time
 
 
 def moved(segments: Sequence[Segment], place: Any) -> Any:
@@ -167,7 +191,8 @@ def moved(segments: Sequence[Segment], place: Any) -> Any:
 
 def _join_records(connection: Connection, primary: SessionInfo, secondary: SessionInfo) -> None:
     ids = primary.id, secondary.id
-    segments = interleaved([connection.execute(_SEQS, {"own": each}).fetchall() for each in ids])
+    records = [connection.execute(_SEQS, {"own": each}).fetchall() for each in ids]
+    segments = interleaved([[Place(*row) for row in record] for record in records])
     names = _join_branches(connection, primary, secondary, segments)
     changes = [_changes(connection, *each) for each in zip(ids, segments, ({}, names), strict=True)]
     for session_id, own in zip(ids, segments, strict=True):
@@ -183,7 +208,9 @@ def _join_records(connection: Connection, primary: SessionInfo, secondary: Sessi
         connection.executemany(update, [(*row, primary.id, seq) for seq, *row in rows])
 
 
-_SEQS = " UNION ALL ".join(f"SELECT seq, {at} FROM {table} WHERE session_id = :own" for table, at in _TIMES.items())
+_SEQS = " UNION ALL ".join(
+    f"SELECT seq, {at}, {int(table == 'messages')} FROM {table} WHERE session_id = :own" for table, at in _TIMES.items()
+)
 _SEQS += " ORDER BY 1"
 _OF_SEGMENT = "WHERE session_id = :own AND seq BETWEEN :first AND :last"
 _MOVE = (
