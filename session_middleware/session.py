@@ -266,7 +266,7 @@ class Session(SessionFields):
 
         def put() -> RunnableConfig:
             config = self.config()
-            point = self._storage.find_message_point(self.id, message_id) or MessagePoint(message.seq)
+            point = self._storage.find_message_point(self.id, message_id) or MessagePoint()
             context = RunContext(self.id, identity_of(config["configurable"]), is_run=False, handle=self._handle)
             saver, said = self._saver(), (message_id, message.text)
             return self.config(checkpoint_id=editing.put_edited(saver, config, context, said, point, text))
@@ -327,7 +327,7 @@ class Session(SessionFields):
             branch: one of `branches`, or ``"main"``.
 
         Raises:
-            InvalidArgument: there is no such branch.
+            InvalidArgument: there is no such branch, or its checkpoints were deleted.
             SessionBusy: a run is in progress.
         """
         validation.check_kind("branch", branch, str, "the id of a branch, such as 'main'")

@@ -231,9 +231,15 @@ def test_what_cannot_be_done_is_said_and_changes_nothing(sessions: Sessions) -> 
             with pytest.raises(SessionBusy):
                 call()
     assert (session.messages(branch="all"), state(graph, session), session.branches()) == before
+    session.edit(asked(session, 0), "x")
+    sessions.checkpointer.prune(["a"])
+    with pytest.raises(InvalidArgument, match="were not deleted"):
+        session.switch("main")
+    graph.invoke(None, session.config())
     sessions.checkpointer.prune(["a"])
     with pytest.raises(InvalidArgument, match="own step is stored"):
-        session.edit(asked(session, 0), "x")
+        session.edit(asked(session, 0), "y")
+    assert texts(session) == state(graph, session) == ["x", "you said x"]
     session.delete()
     for call in (lambda: session.edit(message_id, "x"), session.regenerate, lambda: session.switch("main")):
         with pytest.raises(SessionNotFound):

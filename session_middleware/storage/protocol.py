@@ -199,7 +199,7 @@ class Storage(Protocol):
         """Make a branch the current one of the record and of the state, which the next run goes on from.
 
         The latest checkpoints of subgraphs that keep a state of their own become those of the branch too.
-        Raises `InvalidArgument` for an unknown branch.
+        Raises `InvalidArgument` for an unknown branch, and for one whose checkpoints were deleted.
         """
 
     def find_message_point(self, session_id: str, message_id: str, branch: str | None = None) -> MessagePoint | None:

@@ -77,9 +77,8 @@ class SessionDetails(NamedTuple):
 
 
 class MessagePoint(NamedTuple):
-    """Where a message is in the record, and where it entered the state of the outermost graph."""
+    """Where a message entered the state of the outermost graph."""
 
-    seq: int
     checkpoint_id: str | None = None  # the first checkpoint that contains it; None: it is in no state
     parent_id: str | None = None  # the checkpoint before that, if it is stored
     is_complete: bool = True  # the checkpoint before that is stored, or there was none

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from session_middleware.errors import SessionExists, SessionNotFound, StorageError
+from session_middleware.errors import InvalidArgument, SessionExists, SessionNotFound, StorageError
 from session_middleware.models import Event, Identity, Run, ToolCall
 from session_middleware.storage.checkpoint_types import (
     Blob,
@@ -23,7 +23,7 @@ from session_middleware.storage.checkpoint_types import (
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import MessageEntry, ToolStart
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.types import SessionDetails
+from session_middleware.storage.types import MessagePoint, SessionDetails
 
 
 def blob(text: str) -> Blob:
@@ -244,6 +244,49 @@ def test_a_fork_outlives_what_it_came_from_and_costs_no_piece(storage: Storage) 
     assert [replaced(row)[1:] for row in storage.list_checkpoints(CheckpointFilter("v"))] == rows
     storage.delete_session("v")
     assert pieces(storage) == set()
+
+
+def test_a_fork_at_a_checkpoint_has_its_ancestors_and_the_subgraphs_between(storage: Storage) -> None:
+    grow(storage, "t", "abc")
+    for number in range(3):
+        put(storage, "t", f"i{number}", "keeps", enclosing={"": f"c{number}"})
+    put(storage, "t", "c1-other", parent_id="c0")
+    write(storage, "t", "c1", Write(-3, "__interrupt__", blob("ask")), task="asking")
+    write(storage, "t", "c1", Write(-4, "__resume__", blob("yes")), Write(0, "m", chunks("y")), task="asking")
+    before = pieces(storage)
+    storage.copy_session("t", "u", at="c1", details=SessionDetails(title="part"))
+    storage.copy_session("t", "whole", at="c2")
+    assert keys(storage, "u") == ["c0", "c1", "keeps:i0"]
+    assert keys(storage, "whole") == ["c0", "c1", "c2", "keeps:i0", "keeps:i1", "keeps:i2"]
+    stored = storage.get_checkpoint("u", "", None)
+    assert stored is not None
+    assert (stored.checkpoint_id, [write.channel for write in stored.writes]) == ("c1", ["__interrupt__", "m"])
+    assert [len(row.writes) for row in storage.list_checkpoints(CheckpointFilter("whole", ""))] == [1, 4, 1]
+    assert storage.find_session("u").title == "part"  # type: ignore[union-attr]
+    assert pieces(storage) == before
+    for at in ("i1", "unknown"):
+        with pytest.raises(InvalidArgument):
+            storage.copy_session("t", "v", at=at)
+    assert storage.find_session("v") is None
+
+
+def test_a_switch_makes_the_last_checkpoint_of_a_branch_the_latest(storage: Storage) -> None:
+    for checkpoint_id, parent_id in (("c0", None), ("c1", "c0"), ("d1", "c0"), ("d2", "d1")):
+        said = [MessageEntry(f"m-{checkpoint_id}", "user", checkpoint_id)]
+        put(storage, "t", checkpoint_id, parent_id=parent_id, messages=said)
+        put(storage, "t", f"i-{checkpoint_id}", "keeps", enclosing={"": checkpoint_id})
+    write(storage, "t", "c1", Write(0, "m", chunks("a")))
+    for branch, latest in (("main", "c1"), ("branch-2", "d2"), ("main", "c1")):
+        assert storage.switch_branch("t", branch).branch == branch
+        assert storage.get_checkpoint("t", "", None).checkpoint_id == latest  # type: ignore[union-attr]
+        assert storage.get_checkpoint("t", "keeps", None).checkpoint_id == f"i-{latest}"  # type: ignore[union-attr]
+    put(storage, "t", "e2", parent_id="c1")
+    assert storage.find_session("t").branch == "main"  # type: ignore[union-attr]
+    assert storage.find_message_point("t", "m-d1", "branch-2") == MessagePoint("d1", "c0")
+    assert storage.find_message_point("t", "unknown") is None
+    with pytest.raises(InvalidArgument, match="'main', 'branch-2'"):
+        storage.switch_branch("t", "branch-3")
+    assert storage.check(repair=False, deep=True) == []
 
 
 def test_forks_go_on_apart(storage: Storage) -> None:

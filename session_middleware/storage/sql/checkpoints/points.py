@@ -15,7 +15,7 @@ from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.record.branches import MAIN, WAITING, Line, line
 from session_middleware.storage.types import MessagePoint
 
-_EVERYTHING = 2**62
+EVERYTHING = 2**62
 _POINT = f"""
     checkpoint_id, parent_id, COALESCE(branch, '{MAIN}'), COALESCE(seq, 0), position,
     channels LIKE '%{WAITING}%'
@@ -89,10 +89,10 @@ def find_message_point(
     seq, of = found[0], found[2]
     first = _first(connection, session_id, of, seq)
     if first is None:
-        return MessagePoint(seq)
+        return MessagePoint()
     before = None if first.parent_id is None else find_point(connection, session_id, first.parent_id)
     is_complete = first.parent_id is None or before is not None
-    return MessagePoint(seq, first.checkpoint_id, None if before is None else before.checkpoint_id, is_complete)
+    return MessagePoint(first.checkpoint_id, None if before is None else before.checkpoint_id, is_complete)
 
 
 def _find_message(
@@ -134,7 +134,7 @@ def cut_at(connection: Connection, session_id: str, at: str) -> Cut:
         raise InvalidArgument("at", at, wanted="a message, run or checkpoint of this session, or its id")
     sql = f"SELECT 1 FROM checkpoints WHERE {HOME} AND session_id = ? AND checkpoint_ns = '' AND parent_id = ? LIMIT 1"
     is_last = connection.execute(sql, (session_id, session_id, at)).fetchone() is None
-    return Cut(_upto(connection, session_id, point.branch, _EVERYTHING if is_last else point.seq), point, is_last)
+    return Cut(_upto(connection, session_id, point.branch, EVERYTHING if is_last else point.seq), point, is_last)
 
 
 def _before_message(connection: Connection, session_id: str, at: str, seq: int, run_id: str | None, of: Line) -> Cut:
