@@ -183,6 +183,7 @@ def test_an_app_resumes_what_a_dead_process_left_unfinished(each_engine: str, op
     assert sessions.for_user("bob").unfinished() == sessions.unfinished(user_id="bob") == []
 
     graph = sessions.attach(going_on())
+    sessions.sweep()  # which writes the end of dead runs to their rows
     for session in sessions.unfinished():
         graph.invoke(None, session.config())
     assert [one.text for one in sessions.get("cut-off").messages()] == ["hi", "one", "two"]
@@ -218,7 +219,7 @@ def test_the_tags_and_metadata_of_a_run_are_kept_and_found(sessions: Sessions) -
     graph = sessions.attach(going_on())
     for attempt in (1, 2):
         config = sessions.config("t", user_id="alice", group_id="staff")
-        labels = {"metadata": {**config["metadata"], "experiment": {"name": "b"}, "attempt": attempt}}
+        labels = {"metadata": {**config["metadata"], "experiment": {"name": "b"}, "attempt": attempt, "owner": "alice"}}
         graph.invoke({"messages": "hi"}, {**config, **labels, "tags": ["beta", f"try-{attempt}"]})
     graph.invoke({"messages": "hi"}, sessions.config("t", user_id="alice", group_id="staff"))
     session = sessions.get("t")

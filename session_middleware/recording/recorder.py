@@ -52,8 +52,12 @@ from session_middleware.storage.run import RunContext
 
 # Earlier releases do not compare an answer with a schema.
 _is_invalid_resume: Callable[[BaseException], bool] = getattr(errors, "is_invalid_resume", lambda _: False)
-# Prefixes of the keys in a run's metadata that the caller did not write as labels.
-_NOT_LABELS = ("thread_id", "user_id", "group_id", "checkpoint_", "run_id", "langgraph_", "ls_integration", "__")
+# Prefixes of the keys in a run's metadata that the caller did not write as labels: those of `Sessions.config`, of
+# LangGraph, of its server and of LangChain.
+_NOT_LABELS = (
+    *("thread_id", "user_id", "group_id", "checkpoint_", "run_id", "langgraph_", "ls_", "lc_", "__"),
+    *("assistant_id", "graph_id", "created_by", "run_attempt"),
+)
 
 
 class SessionRecorder(GraphCallbackHandler):
@@ -183,8 +187,16 @@ class SessionRecorder(GraphCallbackHandler):
                     self.buffer.add(run.context, [QuestionEntry(one.id, one.value, *asker, event.checkpoint_id)])
 
     def _label(self, context: RunContext, tags: Any, metadata: Mapping[str, Any]) -> None:
-        """Note the caller's tags and metadata, without the keys that a config has for other purposes."""
-        own = {key: value for key, value in metadata.items() if not str(key).startswith(_NOT_LABELS)}
+        """Note the caller's tags and metadata, without the keys that a config has for other purposes.
+
+        LangGraph's server adds the name of the user under a key that its app chooses.
+        """
+        user = context.identity.user_id
+        own = {
+            key: value
+            for key, value in metadata.items()
+            if not str(key).startswith(_NOT_LABELS) and not (type(value) is str and value == user)
+        }
         context.tags, context.metadata = self.buffer.redaction.plain([[*map(text_of, tags or ())], own])
 
     def _run_for(self, run_id: UUID, parent_run_id: UUID | None, metadata: Mapping[str, Any]) -> ActiveRun | None:

@@ -141,7 +141,9 @@ def test_runs_states_and_the_record_with_nobody_named(tmp_path: Path) -> None:
         assert {session.id for session in sessions.list()} == {thread, copy, plain}
         assert {session.user_id for session in sessions.list()} == {None}
         found = sessions.get(thread)
-        assert [run.outcome for run in found.runs()] == ["ok", "ok", "waiting", "ok"]
+        assert [(run.outcome, run.metadata) for run in found.runs()] == [
+            (one, {}) for one in ("ok", "ok", "waiting", "ok")
+        ]
         assert [event.kind for event in found.events()] == ["opened", "resumed", "resumed", "resumed"]
         assert said(found)[:5] == ["look up tea", "tea is nice", "it said tea is nice", "hi", "you said hi"]
         calls = [(call.name, call.status) for call in found.tool_calls()]
