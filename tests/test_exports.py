@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langgraph.types import Command
 
 from session_middleware import Sessions
 from session_middleware.errors import (
@@ -47,6 +48,7 @@ def fill(sessions: Sessions) -> Any:
     image = "data:image/png;base64," + "iVBORw0KGgo" * 40 + "AA=="
     session.add({"role": "user", "content": [{"type": "image_url", "image_url": {"url": image}}]})
     sessions.open("bob's", user_id="bob").complete()
+    graph.invoke(human("ask cake"), sessions.config("asks", user_id="bob"))
     sessions.store.put(("notes",), "k", {"text": "stored", "n": 1})
     return graph
 
@@ -64,6 +66,7 @@ def seen(sessions: Sessions, *ids: str) -> dict[str, Any]:
             session.history().messages,
             list(session.timeline()),
             session.branches(),
+            session.questions(),
             session.stats().model_dump(exclude={"bytes"}),
             [memory.text for memory in session.memory.list()],
             [hit.text for hit in session.memory.recall("fact tea")],
@@ -103,9 +106,9 @@ async def test_an_import_into_each_engine_is_equal_by_every_read_and_goes_on(
 ) -> None:
     sessions = open_sessions()
     fill(sessions)
-    ids = (ODD, "fork", "bob's")
+    ids = (ODD, "fork", "bob's", "asks")
     expected, path = seen(sessions, *ids), tmp_path / "new folder" / "all.jsonl.gz"
-    assert await sessions.aexport(path) == 3
+    assert await sessions.aexport(path) == 4
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [each.name for each in path.parent.iterdir()] == [path.name]
     for target in targets:
@@ -121,6 +124,9 @@ async def test_an_import_into_each_engine_is_equal_by_every_read_and_goes_on(
         assert target.check(deep=True) == []
         graph, config = target.attach(agents.tool_graph()), target.config(ODD, user_id="alice")
         assert graph.invoke(human("look up more"), config)["messages"][-1].text == "it said more is nice"
+        assert [question.status for question in target.get("asks").waiting_for()] == ["open"]
+        graph.invoke(Command(resume="yes"), target.config("asks", user_id="bob"))
+        assert [question.answer for question in target.get("asks").questions()] == ["yes"]
         target.delete(ODD)
         assert seen(target, "fork")["fork"][-1] == expected["fork"][-1]
         assert target.check(deep=True) == []
@@ -153,7 +159,7 @@ def test_filters_choose_sessions_and_the_memories_of_their_user(
     tables = lambda path: [json.loads(line).get("table") for line in path.read_text().splitlines()]  # noqa: E731
     assert sessions.export(tmp_path / "a", tags=["a"]) == 1
     assert tables(tmp_path / "a").count("memories") == 1
-    assert sessions.export(tmp_path / "b", user_id="bob") == 1
+    assert sessions.export(tmp_path / "b", user_id="bob") == 2
     assert sessions.export(tmp_path / "c", status="completed", progress=True) == 1
     assert sessions.export(tmp_path / "d", user_id="nobody") == 0
     assert target.import_from(tmp_path / "d", progress=True) == []
@@ -196,7 +202,8 @@ def test_an_id_that_is_here_is_refused_or_left_as_it_is(open_sessions: OpenSessi
     assert sessions.check(deep=True) == []
     sessions.delete("fork")
     sessions.open("fork", user_id="alice", if_exists="raise")
-    sessions.delete("bob's")
+    for session_id in (ODD, "bob's", "asks"):
+        sessions.delete(session_id)
     content = edited(path, lambda row: row | {"user_id": "carol"} if row.get("id") in ("bob's", "fork") else row)
     for skip in ("raise", "skip"):
         with pytest.raises(SessionExists, match="another owner; nothing was imported"):
@@ -204,6 +211,18 @@ def test_an_id_that_is_here_is_refused_or_left_as_it_is(open_sessions: OpenSessi
     assert sessions.find("bob's") is None
     with pytest.raises(InvalidArgument, match="if_exists"):
         sessions.import_from(path, if_exists="replace")  # type: ignore[arg-type]
+
+
+def test_an_id_that_was_merged_into_another_is_taken(sessions: Sessions, tmp_path: Path) -> None:
+    for session_id in ("a", "b"):
+        sessions.attach(agents.chat()).invoke(human(session_id), sessions.config(session_id, user_id="alice"))
+    sessions.export(tmp_path / "all.jsonl")
+    sessions.get("a").merge("b")
+    sessions.delete("a")
+    with pytest.raises(SessionExists, match="'b' exists already"):
+        sessions.import_from(tmp_path / "all.jsonl")
+    assert sessions.import_from(tmp_path / "all.jsonl", if_exists="skip") == ["a"]
+    assert said(sessions.get("b")) == [("user", "a"), ("assistant", "you said a")]
 
 
 def test_an_archived_id_is_not_imported_over(open_sessions: OpenSessions, clock: Clock, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from session_middleware.display.html import facts_html, safe
 from session_middleware.display.text import duration_text, json_text, second_text, visible
 from session_middleware.exports.folder import pages
-from session_middleware.models import Message, ToolCall, facts_of
+from session_middleware.models import Message, Question, ToolCall, facts_of
 from session_middleware.storage.atomic_files import written
 
 if TYPE_CHECKING:
@@ -35,14 +35,15 @@ def _write(path: Path, parts: Iterator[str]) -> None:
             file.write(f"{part}\n".encode())
 
 
-def conversation(session: Session) -> Iterator[Message | ToolCall]:
-    """The messages of the current branch, each followed by the executions of the calls that it asks for.
+def conversation(session: Session) -> Iterator[Message | ToolCall | Question]:
+    """The messages of the current branch, each followed by the executions of the calls that it asks for; and questions.
 
     A message is left out that only asks for recorded executions, or is the answer of one.
     """
     calls = session.tool_calls()
     answered, asked = {call.tool_call_id for call in calls}, defaultdict[str, list[ToolCall]](list)
-    alone = [call for call in calls if call.message_id is None][::-1]
+    others: list[ToolCall | Question] = [*(call for call in calls if call.message_id is None), *session.questions()]
+    alone = sorted(others, key=lambda record: record.seq, reverse=True)
     for call in calls:
         asked[call.message_id or ""].append(call)
     for message in pages(session.messages):
@@ -59,8 +60,11 @@ def _facts(session: Session) -> dict[str, Any]:
     return {name: value for name, value in facts_of(session).items() if value is not None}
 
 
-def _about(record: Message | ToolCall) -> str:
+def _about(record: Message | ToolCall | Question) -> str:
     """What is said of a record beside its text."""
+    if isinstance(record, Question):
+        by = f"by {record.answered_by}" if record.answered_by else ""
+        return ", ".join(filter(None, (f"{second_text(record.asked_at)} UTC", record.node, record.status, by)))
     moment = record.created_at if isinstance(record, Message) else record.started_at
     parts = [f"{second_text(moment)} UTC" if moment else ""]
     if isinstance(record, ToolCall):
@@ -71,18 +75,25 @@ def _about(record: Message | ToolCall) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _name(record: Message | ToolCall) -> str:
+def _name(record: Message | ToolCall | Question) -> str:
     if isinstance(record, ToolCall):
         return record.name
+    if isinstance(record, Question):
+        return "question"
     return f"{record.role} ({record.name})" if record.name else record.role
 
 
-def _parts(record: Message | ToolCall) -> Iterator[tuple[str, str]]:
+def _parts(record: Message | ToolCall | Question) -> Iterator[tuple[str, str]]:
     """The texts of a record, with their labels."""
     if isinstance(record, Message):
         yield "", record.text
         if record.content is not None and not record.text:
             yield "content", json_text(record.content, full=True)
+        return
+    if isinstance(record, Question):
+        yield "", json_text(record.value, full=True) or "a breakpoint"
+        if record.status == "answered":
+            yield "answer", json_text(record.answer, full=True)
         return
     yield "arguments", json_text(record.arguments, full=True)
     if record.result is not None:
@@ -102,7 +113,7 @@ def _markdown(session: Session) -> Iterator[str]:
         text = f"{second_text(value)} UTC" if hasattr(value, "astimezone") else str(value)
         yield f"- {name}: {_escaped(text)}"
     for record in conversation(session):
-        kind = "" if isinstance(record, Message) else "tool "
+        kind = "tool " if isinstance(record, ToolCall) else ""
         yield f"\n## {kind}{_escaped(_name(record))}\n\n{_escaped(_about(record))}"
         for label, text in _parts(record):
             yield f"\n{label}:\n\n{_fenced(text)}" if label else "\n" + _quoted(text) if text else ""
@@ -155,10 +166,15 @@ def _html(session: Session) -> Iterator[str]:
     yield "</body></html>"
 
 
-def _message_html(message: Message) -> str:
-    texts = "".join(f'<div class="text">{safe(text)}</div>' for _, text in _parts(message) if text)
-    about = f"<header>{safe(_name(message))} · {safe(_about(message))}</header>"
-    return f'<article class="{safe(message.role)}">{about}{texts}</article>'
+def _message_html(record: Message | Question) -> str:
+    texts = "".join(
+        f'{f"<header>{label}</header>" if label else ""}<div class="text">{safe(text)}</div>'
+        for label, text in _parts(record)
+        if text
+    )
+    about = f"<header>{safe(_name(record))} · {safe(_about(record))}</header>"
+    role = record.role if isinstance(record, Message) else "question"
+    return f'<article class="{safe(role)}">{about}{texts}</article>'
 
 
 def _tool_html(call: ToolCall) -> str:

@@ -189,9 +189,14 @@ class Import:
             raise SessionExists(session_id, line=number, is_theirs=found.user_id == owner)
         latest_checkpoint.check_new(self._connection, session_id, self._rules.path)
         deleted = tombstones.find(self._connection, session_id)
-        if deleted is not None and (deleted.archive is not None or deleted.user_id not in (None, owner)):
-            is_theirs = deleted.user_id in (None, owner)
-            raise SessionExists(session_id, archived=is_theirs, line=number, is_theirs=is_theirs)
+        if deleted is None:
+            return False
+        is_theirs = deleted.user_id in (None, owner)
+        if self._skips and is_theirs and deleted.merged_into is not None:
+            return True
+        if deleted.archive is not None or deleted.merged_into is not None or not is_theirs:
+            is_archived = is_theirs and deleted.archive is not None
+            raise SessionExists(session_id, archived=is_archived, line=number, is_theirs=is_theirs)
         return False
 
     # Other rows
