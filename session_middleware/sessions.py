@@ -64,7 +64,7 @@ from session_middleware.runtime.run_context import (
 from session_middleware.runtime.run_queue import RunQueue
 from session_middleware.runtime.sweeper import Sweeper
 from session_middleware.session import Session
-from session_middleware.settings import SessionSettings, lasting_settings, load_settings
+from session_middleware.settings import LASTING, SessionSettings, lasting_settings, load_settings
 from session_middleware.storage import validation
 from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.factory import open_storage
@@ -145,9 +145,13 @@ class Sessions(SessionAccess):
         self._keep_settings()
 
     def _keep_settings(self) -> None:
-        """Keep the settings in the database, for the command line. A role that may not write keeps none."""
-        with suppress(StorageError):
-            self._storage.keep_settings(lasting_settings(self.settings))
+        """Keep the settings in the database, for the command line.
+
+        An opening that gives none of them, such as that of a notebook, and a role that may not write change nothing.
+        """
+        if LASTING & self.settings.model_fields_set:
+            with suppress(StorageError):
+                self._storage.keep_settings(lasting_settings(self.settings))
 
     def _connect(self, serde: SerializerProtocol) -> None:
         """Open the storage and create the collaborators, each with those that it uses."""

@@ -8,7 +8,7 @@ import click
 
 from session_middleware.cli import options
 from session_middleware.cli.options import command
-from session_middleware.cli.output import output_options, print_result
+from session_middleware.cli.output import output_options, print_result, say
 from session_middleware.cli.reading import explain_session
 from session_middleware.display.text import plural
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def rename(session: Session, title: str) -> None:
     """Give a session a title. An empty one removes it; the id stays."""
     session = session.update(title=title)
-    click.echo(f"session {session.id!r} " + (f"is titled {session.title!r}" if session.title else "has no title"))
+    say(f"session {session.id!r} " + (f"is titled {session.title!r}" if session.title else "has no title"))
 
 
 @command("tag last vip urgent", "tag thread-42 --remove urgent", "tag thread-42")
@@ -36,7 +36,7 @@ def tag(session: Session, tags: tuple[str, ...], removed: tuple[str, ...]) -> No
     wanted = tuple(each for each in dict.fromkeys((*session.tags, *tags)) if each not in removed)
     if wanted != session.tags:
         session = session.update(tags=wanted)
-    click.echo(f"session {session.id!r} has {', '.join(map(repr, session.tags)) or 'no tags'}")
+    say(f"session {session.id!r} has {', '.join(map(repr, session.tags)) or 'no tags'}")
 
 
 @command("pin last", "pin thread-42 --why 'legal hold' --by bob")
@@ -72,7 +72,7 @@ def fork(session: Session, at: str | None, new_id: str | None, title: str | None
     show --full has the ids of messages and runs.
     """
     made = session.fork(at, id=new_id, title=title)
-    click.echo(f"session {made.id!r} is a fork of {session.id!r}, with {plural(made.message_count, 'message')}")
+    say(f"session {made.id!r} is a fork of {session.id!r}, with {plural(made.message_count, 'message')}")
 
 
 @command("merge thread-42 thread-44 --yes", "merge last thread-44 --state append_messages")
@@ -93,7 +93,7 @@ def merge(sessions: Sessions, primary: str, secondary: str, state: Any, yes: boo
     first, second = (sessions.get(id_of(sessions, each, whole=yes)) for each in (primary, secondary))
     confirm(f"Make session {second.id!r} a part of {first.id!r}?", yes=yes)
     merged = first.merge(second, state=state)
-    click.echo(f"session {second.id!r} is a part of {merged.id!r}, which has {plural(merged.message_count, 'message')}")
+    say(f"session {second.id!r} is a part of {merged.id!r}, which has {plural(merged.message_count, 'message')}")
 
 
 _ENDINGS = {"completed": "complete", "failed": "fail", "abandoned": "abandon"}  # and their methods
@@ -126,7 +126,7 @@ def close(
         confirm(f"Close {counted(found)}?", yes=yes)
     for session in found:
         getattr(session, _ENDINGS[ending])(reason=reason or "by_user")
-    click.echo(f"{counted(found)}: {ending}" if found else "no open session found")
+    say(f"{counted(found)}: {ending}" if found else "no open session found")
 
 
 @command("delete last", "delete thread-42 --dry-run", "delete --tag test --status expired --yes")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.filesize import decimal
 from rich.table import Table
@@ -99,15 +101,22 @@ def facts_grid(facts: Mapping[str, Any]) -> Table:
 
 
 class Sentence:
-    """A text that a terminal wraps between words; elsewhere it is one line."""
+    """A text on lines of whole words in a terminal, so that ids can be copied; elsewhere on one line."""
 
     def __init__(self, text: Text) -> None:
         self._text = text
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if not console.is_terminal:
-            self._text.no_wrap, self._text.overflow = True, "ignore"
-        yield self._text
+        breaks, used = [], 0
+        for word in re.finditer(r"^\s*\S+\s*|\S+\s*", self._text.plain) if console.is_terminal else ():
+            if used and used + cell_len(word[0].rstrip()) > options.max_width:
+                breaks.append(word.start())
+                used = 0
+            used += cell_len(word[0])
+        for line in self._text.divide(breaks):
+            line.rstrip()
+            line.no_wrap, line.overflow = True, "ignore"
+            yield line
 
 
 def line(label: tuple[str, str], text: str) -> Sentence:

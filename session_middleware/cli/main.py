@@ -10,6 +10,7 @@ import errno
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,16 @@ _THEMES = {
 _WHOLE = 1_000  # characters of the first sentence of a command's help
 
 
-class _InvalidArgument(click.ClickException):
+class _Failure(click.ClickException):
+    def format_message(self) -> str:
+        if not sys.stderr.isatty():
+            return self.message
+        width, label = shutil.get_terminal_size().columns, "Error: "
+        lines = textwrap.wrap(label + self.message, width, break_long_words=False, break_on_hyphens=False)
+        return "\n".join(lines).removeprefix(label)
+
+
+class _InvalidArgument(_Failure):
     exit_code = 2  # as click's own usage errors
 
 
@@ -50,7 +60,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except SessionError as error:
-            failure = _InvalidArgument if isinstance(error, sentences.USAGE_ERRORS) else click.ClickException
+            failure = _InvalidArgument if isinstance(error, sentences.USAGE_ERRORS) else _Failure
             raise failure(sentences.error_text(error)) from error
 
 

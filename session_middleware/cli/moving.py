@@ -14,6 +14,7 @@ import click
 
 from session_middleware.cli import options
 from session_middleware.cli.options import command
+from session_middleware.cli.output import say
 from session_middleware.cli.reading import explain_session
 from session_middleware.display.progress import progress_bar
 from session_middleware.display.text import plural
@@ -52,13 +53,13 @@ def export(sessions: Sessions, path: str, session_id: str | None, kind: Any, whe
 
     if session_id is None:
         count = sessions.export(path, kind, progress=True, **where)
-        click.echo(f"exported {plural(count, 'session')} to {path}")
+        say(f"exported {plural(count, 'session')} to {path}")
         return
     if where:
         raise click.UsageError("--session names one session; leave out the filters")
     session = sessions.get(id_of(sessions, session_id))
     session.export(path, kind)
-    click.echo(f"exported session {session.id!r} to {path}")
+    say(f"exported session {session.id!r} to {path}")
 
 
 @command("import all.jsonl.gz --db new.db", "import alice.jsonl --skip", name="import", db="new")
@@ -67,7 +68,7 @@ def export(sessions: Sessions, path: str, session_id: str | None, kind: Any, whe
 def import_file(sessions: Sessions, path: str, skip: bool) -> None:
     """Store the sessions of a file that export wrote: all of them, or none."""
     ids = sessions.import_from(path, if_exists="skip" if skip else "raise", progress=True)
-    click.echo(f"imported {plural(len(ids), 'session')} into {sessions._storage.name}")
+    say(f"imported {plural(len(ids), 'session')} into {sessions._storage.name}")
 
 
 @command("backup copy.db", "backup backups --keep 7")
@@ -79,7 +80,7 @@ def backup(sessions: Sessions, path: str, keep: int | None) -> None:
     PATH is a file, or a folder of backups that are named by the time; with --keep it is created.
     """
     target = sessions.backup(path, keep=keep, progress=True)
-    click.echo(f"backed up to {target}, and checked")
+    say(f"backed up to {target}, and checked")
 
 
 @command("restore-backup copy.db", db=None)
@@ -104,9 +105,9 @@ def restore_backup(backup: str, db: str | None, yes: bool) -> None:
         confirm(f"Replace {path} by {backup}?", yes=yes)
     suffix = f"replaced-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     kept = backups.restore(Path(backup), path, settings, suffix=suffix)
-    click.echo(f"restored {path}")
+    say(f"restored {path}")
     if kept is not None:
-        click.echo(f"the old file is {kept}")
+        say(f"the old file is {kept}")
 
 
 @command("copy sessions.db copy.db", db=None)
@@ -133,7 +134,7 @@ def copy(source: str, target: str) -> None:
         copied = storage_of(place_of(source))
         with progress_bar("copying rows", wanted=True) as report:
             counts = copy_database(copied, storage_of(target), progress=report)
-    click.echo(
+    say(
         f"copied {plural(counts['sessions'], 'session')} in {plural(sum(counts.values()), 'row')}; "
         f"all rows and the latest states are equal"
     )
@@ -170,14 +171,14 @@ def import_command(source: str, db: str | None, allowed: tuple[str, ...], user_k
         with progress_bar("copying checkpoints", wanted=True) as report:
             done = import_checkpoints(saver, sessions, user_key=user_key, progress=report)
         target = sessions.settings.storage_url
-    click.echo(
+    say(
         f"copied {plural(done.checkpoints, 'checkpoint')} with {plural(done.writes, 'write')}, skipped "
         f"{done.skipped:,} already there; {plural(done.threads, 'thread')}, {len(done.not_copied):,} not copied"
     )
     if done.unowned:
-        click.echo(f"without an owner, and so open to everyone: {plural(done.unowned, 'thread')}")
+        say(f"without an owner, and so open to everyone: {plural(done.unowned, 'thread')}")
     sizes = [f"{name} {decimal(Path(name).stat().st_size)}" for name in (source, target) if Path(name).is_file()]
-    click.echo(", ".join(sizes))
+    say(", ".join(sizes))
     for thread in done.not_copied:
         click.echo(f"not copied: thread {thread.thread_id!r}: {thread.reason}", err=True)
     if done.not_copied:
@@ -221,7 +222,7 @@ def migrate(db: str | None, as_sql: bool, partitions: int | None) -> None:
     from session_middleware.cli.opening import opened
 
     with opened(db, create=True, quiet=True) as sessions:
-        click.echo(f"the tables are in {sessions._storage.name}")
+        say(f"the tables are in {sessions._storage.name}")
 
 
 COMMANDS = (export, import_file, restore, backup, restore_backup, copy, import_command, migrate)

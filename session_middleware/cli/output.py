@@ -58,6 +58,15 @@ def print_result(value: Any, picture: RenderableType, output: str | None, *, row
             _print_csv(chosen)
 
 
+def say(sentence: str) -> None:
+    """Print a sentence, which a terminal wraps between words."""
+    from rich.text import Text
+
+    from session_middleware.cli.health import Sentence
+
+    console_of_stdout().print(Sentence(Text(sentence)), crop=False)
+
+
 def print_lines(rows: Iterable[Any]) -> None:
     for row in rows:
         click.echo(json.dumps(_plain(row)))

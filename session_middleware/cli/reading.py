@@ -11,7 +11,14 @@ import click
 
 from session_middleware.cli import options
 from session_middleware.cli.options import command
-from session_middleware.cli.output import console_of_stdout, jsonl_option, output_options, print_lines, print_result
+from session_middleware.cli.output import (
+    console_of_stdout,
+    jsonl_option,
+    output_options,
+    print_lines,
+    print_result,
+    say,
+)
 from session_middleware.errors import SessionNotFound
 
 if TYPE_CHECKING:
@@ -58,7 +65,7 @@ def list_command(
     found = sessions.list(limit=limit, order=order, **where)
     print_result(found, tables.sessions_table(found), output)
     if output is None and len(found) == limit and (total := sessions.count(**where)) > limit:
-        click.echo(_NOTE.format(len(found), total, total))
+        say(_NOTE.format(len(found), total, total))
 
 
 @command("show last", "show thread-42 --full", "show thread-42 --json")

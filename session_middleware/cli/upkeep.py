@@ -8,7 +8,7 @@ import click
 
 from session_middleware.cli import options
 from session_middleware.cli.options import command
-from session_middleware.cli.output import console_of_stdout, output_options, print_result
+from session_middleware.cli.output import console_of_stdout, output_options, print_result, say
 from session_middleware.display.text import plural, span_text
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def compact(sessions: Sessions) -> None:
             "VACUUM FULL locks each table while it is rewritten"
         )
     else:
-        click.echo(f"{decimal(freed)} freed")
+        say(f"{decimal(freed)} freed")
 
 
 @command("forget alice --dry-run", "forget alice --yes")
@@ -150,9 +150,9 @@ def revoke(sessions: Sessions, user_id: str, reason: str | None, lift: bool) -> 
     was_revoked = sessions._storage.is_revoked(user_id)
     ended = sessions.revoke(user_id, reason=reason, lift=lift)
     if lift:
-        click.echo(f"user {user_id!r} is admitted again" if was_revoked else f"user {user_id!r} was not revoked")
+        say(f"user {user_id!r} is admitted again" if was_revoked else f"user {user_id!r} was not revoked")
     else:
-        click.echo(f"user {user_id!r} is revoked; ended {plural(len(ended), 'open session')}")
+        say(f"user {user_id!r} is revoked; ended {plural(len(ended), 'open session')}")
 
 
 COMMANDS = (sweep, check, doctor, compact, forget, revoke)

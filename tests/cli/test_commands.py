@@ -281,7 +281,9 @@ def test_the_status_is_that_of_the_app(run: Run, db: str) -> None:
     note = "with the settings of the app: idle_after 0.001 seconds, idle_timeout 1 hour, on_expire delete\n"
     assert shown.stderr == note
     assert ids(run("list", "--jsonl", "--status", "idle")) == ["b", "ab2", "ab1"]
-    Sessions(db).close()
+    Sessions(db).close()  # gives none of the settings, as a notebook does
+    assert run("list", "--user", "ada").stderr == note
+    Sessions(db, idle_timeout="7d").close()
     assert run("list").stderr == ""
 
 

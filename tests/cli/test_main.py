@@ -152,7 +152,7 @@ def test_delete_takes_an_archive_away(call: Call, db: str, tmp_path: Path) -> No
 def test_restore_brings_an_archived_session_back(call: Call, db: str) -> None:
     with Sessions(db, on_expire="archive", idle_timeout="1ms") as sessions:
         sessions.sweep()
-    Sessions(db).close()  # the settings of the app are the defaults again
+    Sessions(db, idle_timeout="7d").close()  # the settings of the app are the defaults again
     assert_is_one_line(call("show", "a1", "--db", db), "restore it with session-middleware restore")
     assert "session 'a1': it is active" in call("restore", "a1", "--db", db).output
     assert call("show", "a1", "--db", db).exit_code == 0
@@ -399,7 +399,7 @@ def test_an_archive_without_its_file_is_put_back_or_deleted(call: Call, db: str,
         sessions.sweep()
     for file in (tmp_path / "old").iterdir():
         file.unlink()
-    assert_is_one_line(call("restore", "a1", "--db", db), "the file is missing; put back the file", "or delete")
+    assert_is_one_line(call("restore", "a1", "--db", db), "missing; put back the file", "or delete")
     assert call("delete", "a1", "--db", db, "--yes").exit_code == 0
 
 
