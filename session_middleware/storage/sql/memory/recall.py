@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
@@ -236,15 +236,8 @@ class _Scope:
 
     def _weighted_by_length(self, scores: Scores) -> Scores:
         """The scores of messages weighted by their lengths, without document ids that no message has."""
-        blocks = sorted({document >> BLOCK_BITS for document in scores if document < ITEM})
-        rows = self._connection.execute(
-            "SELECT b.block, b.lengths FROM json_each(?) AS wanted CROSS JOIN index_sessions AS s"
-            " CROSS JOIN index_blocks AS b"
-            f" WHERE s.number = CAST(wanted.value AS INTEGER) >> {POSITION_BITS - BLOCK_BITS}"
-            " AND b.scope_id = s.scope_id AND b.block = CAST(wanted.value AS INTEGER)",
-            (json.dumps(blocks),),
-        )
-        lengths: dict[int, bytes] = dict(rows)
+        blocks = {document >> BLOCK_BITS for document in scores if document < ITEM}
+        lengths: dict[int, bytes] = dict(_read_blocks(self._connection, "b.block, b.lengths", blocks))
         found: Scores = {}
         for document, score in scores.items():
             if document >= ITEM:
@@ -297,7 +290,7 @@ class _Scope:
         """The session and seq of each message."""
         blocks = {each >> BLOCK_BITS for each in documents if each not in self._unindexed}
         indexed: dict[int, tuple[str, array[int]]] = {}
-        for block, session_id, seqs in self._connection.execute(_BLOCKS, (json.dumps([*blocks]),)) if blocks else ():
+        for block, session_id, seqs in _read_blocks(self._connection, "b.block, s.session_id, b.seqs", blocks):
             indexed[block] = session_id, array("I", seqs)
         found: dict[int, tuple[str, int]] = {}
         for each in documents:
@@ -309,12 +302,24 @@ class _Scope:
         return found
 
 
+_BITS = POSITION_BITS - BLOCK_BITS
+# With ``IS TRUE`` the engines hash the blocks, and do not look for each of them in each session.
 _BLOCKS = f"""
-    SELECT b.block, s.session_id, b.seqs
-    FROM json_each(?) AS wanted CROSS JOIN index_sessions AS s CROSS JOIN index_blocks AS b
-    WHERE s.number = CAST(wanted.value AS INTEGER) >> {POSITION_BITS - BLOCK_BITS}
-    AND b.scope_id = s.scope_id AND b.block = CAST(wanted.value AS INTEGER)
+    FROM index_sessions AS s CROSS JOIN index_blocks AS b
+    WHERE s.number IN (SELECT CAST(value AS INTEGER) FROM json_each(?)) AND b.scope_id = s.scope_id
+    AND b.block BETWEEN s.number << {_BITS} AND ((s.number + 1) << {_BITS}) - 1
+    AND (b.block IN (SELECT CAST(wanted.value AS INTEGER) FROM json_each(?) AS wanted)) IS TRUE
 """
+
+
+def _read_blocks(connection: Connection, columns: str, blocks: Collection[int]) -> list[Any]:
+    if not blocks:
+        return []
+    numbers = {block >> _BITS for block in blocks}
+    values = json.dumps(sorted(numbers)), json.dumps(sorted(blocks))
+    return connection.execute(f"SELECT {columns} {_BLOCKS}", values).fetchall()
+
+
 _MESSAGE = """
     SELECT s.family_id, s.user_id, m.session_id, m.seq, m.message_id, m.role, m.name, m.text, m.created_at
     FROM messages AS m JOIN sessions AS s ON s.id = m.session_id
