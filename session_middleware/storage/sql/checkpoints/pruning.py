@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from session_middleware.storage.sql.checkpoints import latest_checkpoint
 from session_middleware.storage.sql.checkpoints.blobs import CorruptRow
@@ -97,21 +97,26 @@ def _delete(connection: Connection, session_id: str, keys: Collection[tuple[str,
         return
     changed = "UPDATE sessions SET version = version + 1 WHERE id = ? RETURNING home"
     ((home,),) = connection.execute(changed, (session_id,)).fetchall()
-    gone: set[str] = set()  # of the outermost graph
+    by_namespace: dict[str, list[str]] = defaultdict(list)
     for namespace, checkpoint_id in sorted(keys):
-        own = (home, session_id, namespace, checkpoint_id)
-        connection.execute(f"DELETE FROM writes {_OWN} AND checkpoint_id = ?", own)
+        by_namespace[namespace].append(checkpoint_id)
+    gone: set[str] = set()  # of the outermost graph
+    for namespace, ids in by_namespace.items():
+        own, values = (home, session_id, namespace), json.dumps(ids)
+        connection.execute(f"DELETE FROM writes {_OWN} AND {_THOSE}", (*own, values))
         done = connection.execute(
-            f"DELETE FROM checkpoints {_OWN} AND position >= ? AND checkpoint_id = ?", (*own, checkpoint_id)
+            f"DELETE FROM checkpoints {_OWN} AND position >= ? AND {_THOSE} RETURNING checkpoint_id",
+            (*own, ids[0], values),
         )
-        if done.rowcount and not namespace:
-            gone.add(checkpoint_id)
+        if not namespace:
+            gone = {checkpoint_id for (checkpoint_id,) in done.fetchall()}
     if gone:
         latest_checkpoint.recount(connection, home, session_id, gone)
     free_unused(connection, [home])
 
 
 _OWN = "WHERE home = ? AND session_id = ? AND checkpoint_ns = ?"
+_THOSE = "checkpoint_id IN (SELECT value FROM json_each(?))"
 
 
 # Unused values, found by reachability
@@ -122,20 +127,29 @@ class Reachable(NamedTuple):
     digests: set[bytes]  # of blobs that checkpoints and writes refer to directly
 
 
+_REFERRING: dict[Any, str] = {
+    kind: f"SELECT {', '.join(name if name != 'body' else 'NULL' for name in kind._fields)} FROM {table}"
+    " WHERE home = ?1 AND (CAST(?2 AS TEXT) IS NULL OR session_id = ?2)"
+    for kind, table in ((Row, "checkpoints"), (WriteRow, "writes"))
+}
+_LISTS = "SELECT id, parent_id, parent_length FROM lists WHERE home = ?"
+_ITEMS = "SELECT list_id, position, digest, type FROM list_items WHERE home = ?"
+_LIST_IDS = "SELECT id FROM lists WHERE home = ?"
+_BLOBS = "SELECT digest FROM blobs WHERE home = ?"
+
+
 def find_reachable(connection: Connection, home: int, session_id: str | None = None) -> Reachable:
     """The values that the checkpoints and writes of a family, or of one of its sessions, refer to."""
     lengths: dict[int, int] = {}
     digests: set[bytes] = set()
-    for kind, table in ((Row, "checkpoints"), (WriteRow, "writes")):
-        columns = ", ".join(name if name != "body" else "NULL" for name in kind._fields)
-        sql = f"SELECT {columns} FROM {table} WHERE home = ?1 AND (CAST(?2 AS TEXT) IS NULL OR session_id = ?2)"
+    for kind, sql in _REFERRING.items():
         for values in connection.execute(sql, (home, session_id)):
             for reference in references_in(kind(*values)):
                 if isinstance(reference, list):
                     lengths[reference[0]] = max(lengths.get(reference[0], 0), reference[1])
                 elif isinstance(reference, str):
                     digests.add(bytes.fromhex(reference))
-    branches = connection.execute("SELECT id, parent_id, parent_length FROM lists WHERE home = ?", (home,)).fetchall()
+    branches = connection.execute(_LISTS, (home,)).fetchall()
     parents: dict[int, tuple[int, int]] = {list_id: (parent, length) for list_id, parent, length in branches}
     for child, length in list(lengths.items()):
         list_id = child
@@ -167,20 +181,22 @@ def free_unused(connection: Connection, homes: Iterable[int]) -> None:
 
 
 def _free_unused(connection: Connection, home: int) -> None:
+    for sql in _REFERRING.values():
+        connection.prefetch(sql, (home, None))
+    for sql in (_LISTS, _ITEMS, _LIST_IDS, _BLOBS):
+        connection.prefetch(sql, (home,))
+    items, lists, stored = (connection.execute(sql, (home,)).fetchall() for sql in (_ITEMS, _LIST_IDS, _BLOBS))
     lengths, digests = find_reachable(connection, home)
     unused = []
-    items = connection.execute("SELECT list_id, position, digest, type FROM list_items WHERE home = ?", (home,))
-    for list_id, position, digest, kind in items.fetchall():
+    for list_id, position, digest, kind in items:
         if position < lengths.get(list_id, 0):
             if kind is None:  # not inline
                 digests.add(bytes(digest))
         else:
             unused.append((home, list_id, position))
     connection.executemany("DELETE FROM list_items WHERE home = ? AND list_id = ? AND position = ?", unused)
-    lists = connection.execute("SELECT id FROM lists WHERE home = ?", (home,)).fetchall()
     gone = [(home, list_id) for (list_id,) in lists if list_id not in lengths]
     connection.executemany("DELETE FROM lists WHERE home = ? AND id = ?", gone)
-    stored = connection.execute("SELECT digest FROM blobs WHERE home = ?", (home,)).fetchall()
     connection.executemany(
         "DELETE FROM blobs WHERE home = ? AND digest = ?",
         [(home, digest) for (digest,) in stored if bytes(digest) not in digests],

@@ -61,7 +61,8 @@ def _close(
 ) -> None:
     is_expired = status == "expired"
     connection.executemany(
-        "UPDATE sessions SET version = version + 1, status = ?, reason = ?, ended_at = ?, expires_at = ? WHERE id = ?",
+        "UPDATE sessions SET version = version + 1, last_seq = last_seq + 1, status = ?, reason = ?, ended_at = ?,"
+        " expires_at = ? WHERE id = ?",
         [(status, reason, to_text(at), to_text(at) if is_expired else None, each.id) for each, reason, at in ended],
     )
     found = [(each.id, status, reason, detail(each) if callable(detail) else detail) for each, reason, _ in ended]

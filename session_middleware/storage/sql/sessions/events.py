@@ -47,10 +47,12 @@ def append(
 def append_all(
     connection: Connection, found: Sequence[tuple[str, str, str | None, dict[str, Any]]], now: datetime
 ) -> None:
-    """As `append`, for events of different sessions that exist: the session, kind, reason and detail of each."""
+    """As `append`, for events of different sessions, whose `last_seq` the caller has incremented.
+
+    Each is given as the session, kind, reason and detail.
+    """
     numbered = connection.execute(
-        "UPDATE sessions SET version = version + 1, last_seq = last_seq + 1"
-        " WHERE id IN (SELECT value FROM json_each(?)) RETURNING id, last_seq",
+        "SELECT id, last_seq FROM sessions WHERE id IN (SELECT value FROM json_each(?))",
         (json.dumps([session_id for session_id, *_ in found]),),
     )
     seqs: dict[str, int] = dict(numbered.fetchall())
