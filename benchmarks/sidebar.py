@@ -3,7 +3,7 @@
     python -m benchmarks.sidebar [--quick] [--sessions 100000 1000000]
 
 Each user has up to 1,000 sessions, each of two messages. The peer is the same page by plain SQL on the same file:
-its rows as tuples, without previews. A figure is the median.
+its rows as tuples, without previews. A figure is the best of five, as fast as it can be when nothing else runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -25,14 +24,16 @@ from session_middleware.storage.titles import title_key
 
 _SESSIONS = (100_000, 1_000_000)
 _OF_USER = 1_000  # sessions
-_TIMES = 9
+_TIMES = 5
 _WORDS = [
     first + second for first in ("ba", "ce", "di", "fo", "gu", "ka", "le", "mi") for second in ("rt", "ll", "nd", "sh")
 ]
 _INSERT = """
     INSERT INTO sessions (id, home, family_id, user_id, opened_as, created_at, active_since, last_active_at, title,
-    title_key, last_seq, message_count) VALUES (?1, ?2, ?1, ?3, 'opened', ?4, ?4, ?5, ?6, ?7, 3, 2)
+    title_key, group_id, visibility, last_seq, message_count)
+    VALUES (?1, ?2, ?1, ?3, 'opened', ?4, ?4, ?5, ?6, ?7, 'team-' || (?2 % 100), 'group', 3, 2)
 """
+_INDEXES = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = 'sessions' AND sql IS NOT NULL"
 _MESSAGES = """
     INSERT INTO messages (session_id, seq, message_id, position, role, text, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)
 """
@@ -58,6 +59,9 @@ def fill(path: Path, count: int) -> None:
     answer = "Certainly. " + "Here is what I have found about it. " * 12
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA synchronous=OFF")
+        indexes = connection.execute(_INDEXES).fetchall()
+        for name, _ in indexes:  # which is quicker to create than to extend
+            connection.execute(f"DROP INDEX {name}")
         connection.executemany(_INSERT, sessions)
         connection.executemany(
             _MESSAGES,
@@ -67,17 +71,19 @@ def fill(path: Path, count: int) -> None:
                 for seq, role, text in ((2, "user", row[5] + ", please?"), (3, "assistant", answer))
             ),
         )
+        for _, sql in indexes:
+            connection.execute(sql)
     connection.close()
 
 
-def _middle(call: Callable[[], Sequence[Any]]) -> float:
+def _best(call: Callable[[], Sequence[Any]]) -> float:
     """Milliseconds, of a call that finds something."""
     seconds = []
     for _ in range(_TIMES):
         start = time.perf_counter()
         assert call()
         seconds.append(time.perf_counter() - start)
-    return 1000 * median(seconds)
+    return 1000 * min(seconds)
 
 
 def _figures(path: Path, count: int) -> Iterator[Figure]:
@@ -86,18 +92,20 @@ def _figures(path: Path, count: int) -> Iterator[Figure]:
     def figure(what: str, call: Callable[[], Sequence[Any]], condition: str, order: str = "last_active_at") -> Figure:
         direction = "ASC" if order == "title_key" else "DESC"
         sql = f"SELECT * FROM sessions WHERE {condition} ORDER BY {order} {direction}, id {direction} LIMIT 50"
-        theirs = _middle(lambda: plain.execute(sql).fetchall())
-        return Figure(what, _middle(call), "ms", "rows by plain SQL", theirs, aim_of_ours=aim)
+        theirs = _best(lambda: plain.execute(sql).fetchall())
+        return Figure(what, _best(call), "ms", "rows by plain SQL", theirs, aim_of_ours=aim)
 
     with Sessions(path, sweep_interval=None) as sessions:
         user = sessions.for_user("user-0")
-        grouped = sessions.for_user("user-0", ["team", "other"])
+        grouped = sessions.for_user("user-0", ["team-1", "team-2"])
         yield figure("all, by activity", sessions.list, "TRUE")
         yield figure("all, by creation", lambda: sessions.list(order="creation"), "TRUE", "created_at")
         yield figure("all, by title", lambda: sessions.list(order="title"), "TRUE", "title_key")
         middle = sessions.list(limit=count // 2)[-1] if count <= 10_000 else sessions.list(limit=5_000)[-1]
         yield figure(
-            "all, a later page", lambda: sessions.list(after=middle), f"last_active_at < '{middle.created_at}'"
+            "all, a later page",
+            lambda: sessions.list(after=middle),
+            f"last_active_at < '{to_text(middle.last_active_at)}'",
         )
         yield figure('all, status="open"', lambda: sessions.list(status="open"), "status = 'active'")
         yield figure('all, status="expired" or "idle"', lambda: sessions.list(status=["expired", "idle"]), "TRUE")

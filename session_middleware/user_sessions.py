@@ -159,7 +159,7 @@ class SessionAccess:
             status: a status, several, or ``"open"``, which is active or idle.
             tags: all of these.
             metadata: all of these keys, with these texts, numbers or booleans.
-            title: a text in the title, without regard to case.
+            title: a text in the first 256 characters of the title, without regard to case.
 
         Raises:
             UnknownStatus: the status is unknown.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from datetime import timedelta
 from typing import Any, get_args
 
@@ -55,6 +56,9 @@ def test_a_title_that_was_given_or_removed_stays(sessions: Sessions) -> None:
     sessions.get("removed").update(title="")
     sessions.get("removed").add(HumanMessage("second"))
     assert {session.id: session.title for session in sessions.list()} == {"given": "Tea", "removed": None}
+    long = "".join(chr(0x20000 + number) for number in random.Random(1).sample(range(40_000), 1_024))
+    assert sessions.open("i" * 1_024, title=long).title == long
+    assert ids(sessions.list(title=long[:256])) == ["i" * 1_024]
     sessions.open("picture").add(HumanMessage([{"type": "text", "text": " "}]))
     sessions.get("picture").add(HumanMessage("What is on it?"))
     assert sessions.get("picture").title == "What is on it?"

@@ -19,8 +19,7 @@ from __future__ import annotations
 
 from session_middleware.storage.sql.checkpoints.schema import STATE_TABLES
 from session_middleware.storage.sql.memory.schema import INDEX_TABLES
-
-UNTITLED = "\U0010ffff"
+from session_middleware.storage.titles import UNTITLED
 
 _TABLES = (
     f"""

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory import memories
-from session_middleware.storage.sql.schema import UNTITLED
 from session_middleware.storage.sql.sessions import events
-from session_middleware.storage.titles import title_of
+from session_middleware.storage.titles import UNTITLED, title_of
 
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 _DIGITS = 4  # of a digest: one text in 65,536 has the same

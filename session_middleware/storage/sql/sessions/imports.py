@@ -33,6 +33,7 @@ from session_middleware.storage.sql.row_mapping import namespace_text
 from session_middleware.storage.sql.sessions import endings, events, session_rows, tombstones
 from session_middleware.storage.sql.sessions.admission import new_home
 from session_middleware.storage.sql.tables import tables
+from session_middleware.storage.titles import title_key
 from session_middleware.storage.types import TombstoneInfo
 
 _BATCH = 100  # rows of one table that are inserted together
@@ -161,6 +162,7 @@ class Import:
             changes = {"home": self._home, "incarnation": max(row["incarnation"], last)}
             if self._by is not None and row["status"] == "active":
                 endings.make_room(self._connection, self._by.user_id, self._rules, self._now)
+        changes["title_key"] = title_key(row["title"])
         changes["version"] = random.getrandbits(48)  # no process has it in its cache
         self._insert("sessions", [row | changes])
         self.ids.append(str(self._renamed[was]))

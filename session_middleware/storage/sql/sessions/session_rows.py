@@ -16,7 +16,6 @@ from session_middleware.storage.sql.connection import UNLIMITED, Connection, Cur
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.record import branches
 from session_middleware.storage.sql.row_mapping import Malformed, clean, to_json, value_of
-from session_middleware.storage.sql.schema import UNTITLED
 from session_middleware.storage.sql.session_state import SessionWrite
 from session_middleware.storage.sql.sessions import events, leases, tombstones
 from session_middleware.storage.titles import title_key
@@ -231,7 +230,7 @@ def _changes(session: SessionInfo, details: SessionDetails) -> dict[str, Any]:
     for name in given.keys() & {"title", "purpose"}:
         given[name] = clean(given[name]) or None  # an empty one is none
     if "title" in given:
-        given["title_key"] = title_key(given["title"]) if given["title"] else UNTITLED
+        given["title_key"] = title_key(given["title"])
     for name in given.keys() & {"metadata", "context", "client"}:
         given[name] = to_json(merged(getattr(session, name), given[name]))
     if "tags" in given:
@@ -387,9 +386,7 @@ def list_(
 
 def _key_of(session: SessionFields, column: str) -> str:
     """The value by which a session is sorted."""
-    if column == "title_key":
-        return title_key(session.title) if session.title else UNTITLED
-    return to_text(getattr(session, column))
+    return title_key(session.title) if column == "title_key" else to_text(getattr(session, column))
 
 
 def count(connection: Connection, where: SessionFilter, rules: EngineContext) -> int:
