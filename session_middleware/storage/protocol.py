@@ -362,6 +362,9 @@ class Storage(Protocol):
         A tool's start is a row with status ``running``. Its attempt counts earlier executions of the same call of
         the same message. Those of the same namespace that are still ``running`` become ``interrupted``.
 
+        A question that is open already is one row. It drops the questions of earlier checkpoints, as the next
+        checkpoint of the outermost graph drops this one, unless an `AnswerEntry` has answered it.
+
         A `RunEnd` closes the run's row, if there is one, and releases the run's lease.
         """
 
