@@ -422,7 +422,8 @@ class Sessions(SessionAccess):
             progress: show a progress bar on the terminal.
 
         Raises:
-            StorageError: the copy cannot be written, or is damaged because the database is. Older backups remain.
+            StorageError: the copy cannot be written, or its pages are damaged because those of the database are. Older
+                backups remain. Of damaged rows, one is logged.
         """
         target, is_server = checked_path(path), "://" in self._storage.name
         if keep is not None and (not isinstance(keep, int) or isinstance(keep, bool) or keep < 1):

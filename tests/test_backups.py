@@ -149,6 +149,19 @@ def test_a_damaged_database_is_not_backed_up_over_the_good_backups(
     assert [*older.parent.iterdir()] == [older]
 
 
+def test_a_damaged_row_is_backed_up_with_a_warning(
+    open_sessions: OpenSessions, path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sessions = open_sessions()
+    filled(sessions, "t", "u")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE sessions SET tags = '[1' WHERE id = 't'")
+    backup = sessions.backup(tmp_path / "b.db")
+    assert "b.db: sessions has a damaged row" in caplog.text
+    with Sessions(backup, sweep_interval=None) as copy:
+        assert said(copy.get("u")) == [("user", "hi"), ("assistant", "you said hi")]
+
+
 USING = """
 import sys
 from session_middleware import Sessions

@@ -121,7 +121,11 @@ class Reading:
                     return
                 line = _line_of(number, entry) if number > 1 else _sessions_in(entry)
             except (ValueError, RecursionError) as error:
-                reason = f"it is not JSON ({error})" if isinstance(error, json.JSONDecodeError) else str(error)
+                reason = (
+                    f"it is not JSON ({error})"
+                    if isinstance(error, (json.JSONDecodeError, UnicodeError))
+                    else str(error)
+                )
                 raise Refusal(number, reason) from error
             yield number, line
             digest.update(content)

@@ -5,6 +5,7 @@ A backup is one file without a log, so it can be copied and read anywhere.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -20,8 +21,9 @@ from session_middleware.storage.sqlite.files import beside
 from session_middleware.storage.sqlite.integrity import check_file as problems_of
 from session_middleware.storage.types import Progress
 
+logger = logging.getLogger("session_middleware")
+
 _PAGES = 2_000  # copied in one step
-_DAMAGE = ("file", "damage", "index")  # kinds of problems; others are repaired by a check
 
 
 def write(connection: SqliteConnection, path: Path, settings: SessionSettings, progress: Progress | None) -> None:
@@ -35,7 +37,7 @@ def write(connection: SqliteConnection, path: Path, settings: SessionSettings, p
         check_target(path)
     with replacing(path) as temporary:
         _copy(connection, temporary, progress)
-        check(temporary, settings)
+        check(temporary, settings, name=path)
 
 
 def check_target(path: Path) -> None:
@@ -46,12 +48,14 @@ def check_target(path: Path) -> None:
         check_file(str(path))
 
 
-def check(path: Path, settings: SessionSettings) -> None:
-    """Raise `StorageError` if a backup is damaged."""
-    damage = [problem for problem in problems_of(str(path), settings) if problem.kind in _DAMAGE]
-    if damage:
+def check(path: Path, settings: SessionSettings, *, name: Path) -> None:
+    """Raise `StorageError` if pages or the schema of a backup are damaged, and log the first damaged row."""
+    problems = problems_of(str(path), settings)
+    if damage := [problem for problem in problems if problem.kind == "file"]:
         problem = f"the backup is damaged, as is what it was made of ({damage[0].text})"
-        raise StorageError(str(path), problem, advice="use an older backup; session-middleware check lists the damage")
+        raise StorageError(str(name), problem, advice="use an older backup; session-middleware check lists the damage")
+    if damage := [problem for problem in problems if problem.kind in ("damage", "index")]:
+        logger.warning("%s: %s has a damaged row, as has the database: %s", name, damage[0].table, damage[0].text)
 
 
 def _copy(connection: SqliteConnection, path: Path, progress: Progress | None) -> None:
@@ -89,7 +93,7 @@ def restore(backup: Path, path: Path, settings: SessionSettings, *, suffix: str)
         is_empty = check_file(str(backup))
     if is_empty:
         raise StorageError(str(backup), "it is empty", advice="name another backup")
-    check(backup, settings)
+    check(backup, settings, name=backup)
     _check_unused(path)
     kept = path.with_name(f"{path.name}.{suffix}")
     with replacing(path) as temporary:

@@ -116,6 +116,7 @@ _PROBLEMS = (  # a part of the text of SQLite's error, the problem and the advic
         "name another file, or restore a backup",
     ),
     ("malformed", "it is damaged", "restore a backup; do not write to it"),
+    ("decode to UTF-8", "a row is damaged", "session-middleware check --deep names it; delete its session, or mend it"),
     ("readonly", "it may not be written to", "give this process write access to the file and its folder"),
     ("unable to open", "it cannot be opened", "check that the folder exists and may be written to"),
     ("closed database", "it was closed", "open it again"),
