@@ -30,23 +30,22 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     shutil.rmtree(Path(shlex.split(done.stdout.splitlines()[-1])[-1]).parent)
 
 
+CLAIMS = [
+    "killed (exit code -9)",
+    "tool   order 1042: 42.90 euros refunded",
+    """| refund_order | 1 | interrupted | {"order": 1042} | None""",
+    """| refund_order | 2 | ok | {"order": 1042} | "order 1042: 42.90 euros refunded""",
+    "ada in support-43 recalls: ['Ada prefers store credit']",
+    "mallory in support-44 recalls: []",
+    "SessionAccessDenied: session 'support-42' is owned by another user",
+    "event: denied {'user_id': 'mallory'}",
+    "support-42 is active again, with all of its 10 messages",
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "claim",
-    [
-        "killed (exit code -9)",
-        "tool   order 1042: 42.90 euros refunded",
-        """| refund_order | 1 | interrupted | {"order": 1042} | None""",
-        """| refund_order | 2 | ok | {"order": 1042} | "order 1042: 42.90 euros refunded""",
-        "ada in support-43 recalls: ['Ada prefers store credit']",
-        "mallory in support-44 recalls: []",
-        "SessionAccessDenied: session 'support-42' is owned by another user",
-        "event: denied {'user_id': 'mallory'}",
-        "support-42 is active again, with all of its 10 messages",
-    ],
-)
-def test_demo_shows_what_it_promises(shown: str, claim: str) -> None:
-    assert claim in shown
+def test_demo_shows_what_it_promises(shown: str) -> None:
+    assert [claim for claim in CLAIMS if claim not in shown] == []
 
 
 @pytest.mark.slow

@@ -236,7 +236,7 @@ def test_lists_that_make_a_ring_are_found(file: Path) -> None:
         "except StorageError: print('found')\n"
     )
     with Process("-c", code, file) as process:  # one that can be killed, if it goes round and round
-        process.wait(timeout=20)
+        process.wait(timeout=100)
         assert process.stdout.read() == "found\n"
 
 

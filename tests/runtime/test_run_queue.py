@@ -171,9 +171,9 @@ def test_threads_wait_too_and_give_up_after_the_timeout(open_sessions: OpenSessi
         assert gate.entered.wait(60)
         second = pool.submit(graph.invoke, human("two"), sessions.config("t"))
         with pytest.raises(SessionBusy) as busy:
-            second.result(20)
+            second.result(100)
         gate.leave.set()
-        first.result(20)
+        first.result(100)
     assert busy.value.run_id == sessions.get("t").runs()[0].id
     assert [event.reason for event in sessions.get("t").events() if event.kind == "denied"] == ["busy"]
     assert graph.invoke(human("three"), sessions.config("t"))["messages"][-1].text == "you said three"
@@ -475,7 +475,7 @@ def test_a_run_that_was_taken_for_dead_cannot_write_any_more(
         quick.invoke(human("two"), others.config("t"))
         gate.leave.set()
         with pytest.raises(LeaseLost, match=f"lease {number}"):
-            first.result(20)
+            first.result(100)
     messages = graph.get_state(sessions.config("t")).values["messages"]
     assert [message.text for message in messages][-1] == "taken over"
     assert ("denied", "lease") in [(event.kind, event.reason) for event in sessions.get("t").events()]
