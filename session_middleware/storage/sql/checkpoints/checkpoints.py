@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -406,31 +406,27 @@ def copy(connection: Connection, home: int, session_id: str, to: str) -> None:
         )
 
 
-def copy_some(connection: Connection, key: tuple[int, str, str], places: Sequence[tuple[str, str]]) -> None:
-    """`copy` of some checkpoints, by namespace and position, without their writes."""
+def copy_some(connection: Connection, key: tuple[int, str, str], places: Mapping[str, Sequence[str]]) -> None:
+    """`copy` of some checkpoints, by the positions in each namespace, without their writes."""
     home, session_id, to = key
     connection.executemany(
         f"INSERT INTO checkpoints (home, session_id, {_COLUMNS['checkpoints']})"
-        f" SELECT home, CAST(? AS TEXT), {_COLUMNS['checkpoints']} FROM checkpoints"
-        " WHERE home = ? AND session_id = ? AND checkpoint_ns = ? AND position = ?",
-        [(to, home, session_id, *place) for place in places],
+        f" SELECT home, CAST(? AS TEXT), {_COLUMNS['checkpoints']} FROM checkpoints WHERE home = ?"
+        " AND session_id = ? AND checkpoint_ns = ? AND position IN (SELECT value FROM json_each(?))",
+        [(to, home, session_id, namespace, json.dumps(some)) for namespace, some in places.items()],
     )
 
 
 def copy_writes(
-    connection: Connection,
-    key: tuple[int, str, str],
-    owners: Sequence[tuple[str, str]],
-    *,
-    only_questions: bool = False,
+    connection: Connection, key: tuple[int, str, str], ids: Mapping[str, Sequence[str]], *, only_questions: bool = False
 ) -> None:
-    """Copy the writes of checkpoints, by namespace and id.
+    """Copy the writes of checkpoints, by their ids in each namespace.
 
     Args:
         only_questions: of tasks that were interrupted, the questions; and all of tasks beside these.
     """
     home, session_id, to = key
-    own = "home = ?2 AND session_id = ?3 AND checkpoint_ns = ?4 AND checkpoint_id = ?5"
+    own = "home = ?2 AND session_id = ?3 AND checkpoint_ns = ?4 AND checkpoint_id IN (SELECT value FROM json_each(?5))"
     asking = f"SELECT task_id FROM writes WHERE {own} AND channel = '__interrupt__'"
     chosen = (
         f" AND channel != '__resume__' AND EXISTS ({asking})"
@@ -439,7 +435,7 @@ def copy_writes(
     connection.executemany(
         f"INSERT INTO writes (home, session_id, {_COLUMNS['writes']})"
         f" SELECT home, CAST(?1 AS TEXT), {_COLUMNS['writes']} FROM writes WHERE {own}{chosen * only_questions}",
-        [(to, home, session_id, *owner) for owner in owners],
+        [(to, home, session_id, namespace, json.dumps(some)) for namespace, some in ids.items()],
     )
 
 

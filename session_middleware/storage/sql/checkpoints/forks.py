@@ -60,17 +60,16 @@ def _copy_line(connection: Connection, key: tuple[int, str, str], upto: points.P
     own = "FROM checkpoints WHERE home = ? AND session_id = ? AND checkpoint_ns"
     kept = points.ancestors(connection, home, source_id, upto)
     finished = kept.keys() - (set() if is_last else {upto.checkpoint_id})
+    places, ids = {"": [*kept.values()]}, {"": [*finished]}
     subgraphs = f"SELECT checkpoint_ns, position, checkpoint_id, enclosing {own} != ''"
-    inner = [
-        row[:3]
-        for row in connection.execute(subgraphs, (home, source_id)).fetchall()
-        if json.loads(row[3]).get("") in finished
-    ]
-    checkpoints.copy_some(connection, key, [*(("", each) for each in kept.values()), *(each[:2] for each in inner)])
-    whole = [*(("", each) for each in finished), *((namespace, each) for namespace, _, each in inner)]
-    checkpoints.copy_writes(connection, key, whole)
+    for namespace, position, checkpoint_id, enclosing in connection.execute(subgraphs, (home, source_id)).fetchall():
+        if json.loads(enclosing).get("") in finished:
+            places.setdefault(namespace, []).append(position)
+            ids.setdefault(namespace, []).append(checkpoint_id)
+    checkpoints.copy_some(connection, key, places)
+    checkpoints.copy_writes(connection, key, ids)
     if not is_last:
-        checkpoints.copy_writes(connection, key, [("", upto.checkpoint_id)], only_questions=True)
+        checkpoints.copy_writes(connection, key, {"": [upto.checkpoint_id]}, only_questions=True)
     latest_checkpoint.set_(connection, home, target_id, (upto.checkpoint_id, upto.position, len(kept)))
 
 
