@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import sys
@@ -31,12 +32,26 @@ def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
 jsonl_option = click.option("--jsonl", "output", flag_value="jsonl", default=None, help=_FORMATS["jsonl"])
 
 
+SIGNS = str.maketrans("–…→·›", "-~>|>")  # noqa: RUF001 - signs of our own, and those that ASCII has instead
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    """A sign of ASCII, or a question mark, for each character that an encoding lacks."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end].translate(SIGNS)
+    return lacking.encode("ascii", "replace").decode(), error.end
+
+
+codecs.register_error("session_middleware", _replace)
+
+
 def console_of_stdout() -> Console:
-    """A console on the current stdout. A character that the encoding lacks becomes a question mark."""
+    """A console on the current stdout, which replaces the characters that its encoding lacks."""
     from rich.console import Console
 
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+        sys.stdout.reconfigure(errors="session_middleware")
     return Console(highlight=False)
 
 

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from session_middleware.cli import styles
 from session_middleware.cli.health import Sentence, facts_grid
+from session_middleware.cli.output import SIGNS
 from session_middleware.display.text import duration_text, plural, shortened, visible, visible_line
 from session_middleware.experiments.comparison import Comparison
 from session_middleware.memory.results import SearchHit
@@ -116,6 +117,9 @@ class Listing:
         has_times = any(field.endswith("_at") for field in self._columns.values())
         rows = [[_cell(value, field) for field in self._columns.values()] for value in self._values]
         titles = [_text(getattr(value, "title", None) or "", "dim") for value in self._values]
+        if options.ascii_only:  # so that ids can be told apart
+            for name, *_ in rows:
+                name.plain = name.plain.translate(SIGNS).encode("ascii", "backslashreplace").decode()
         table = self._table(rows)
         spare = options.max_width - _width_of(console, options, table)
         if spare >= 0 or not console.is_terminal:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +24,12 @@ from session_middleware.cli import opening
 from session_middleware.cli.main import cli
 from tests.support import agents
 from tests.support.processes import Process, run
+
+try:
+    import fcntl
+    import termios
+except ImportError:  # Windows, where the test that needs them is skipped
+    pass
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "session_middleware.cli"]
@@ -546,6 +554,29 @@ def test_output_that_cannot_be_written_is_one_line(command: str, db: str) -> Non
 @pytest.mark.parametrize("command", ["list", "show a1 --json", "--help"])
 def test_a_reader_that_has_ended_is_no_error(command: str, db: str) -> None:
     assert written_to(CLOSED, command, db).stderr == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_a_narrow_terminal_gets_colours_and_whole_ids_and_colours_can_be_turned_off(db: str) -> None:
+    name = "k" * 60
+    with Sessions(db, idle_timeout="3h") as sessions:
+        sessions.open(name)
+
+    def printed(**variables: str) -> str:
+        terminal, end = os.openpty()
+        fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 40, 0, 0))
+        environ = environment() | {"TERM": "xterm-256color"} | variables
+        subprocess.run([*COMMAND, "list", "--db", db], env=environ, stdout=end, stderr=end, check=True)
+        os.close(end)
+        with os.fdopen(terminal, "rb", buffering=0) as stream:
+            return stream.read(65_536).decode()
+
+    coloured, plain = printed(), printed(NO_COLOR="1")
+    assert "\x1b[38;5;28mactive" in coloured
+    assert "38;5" not in plain
+    lines = re.sub(r"\x1b\[[\d;]*m", "", plain).splitlines()
+    assert [line for line in lines if len(line) > 40] == [name]
+    assert lines[-2:] == ["with the settings of the app:", "idle_timeout 3 hours"]
 
 
 @pytest.mark.slow
