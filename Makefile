@@ -1,6 +1,6 @@
 # make demo    see it work: installs, then runs the main job on SQLite, with no key and no network
 # make test    install what the tests need, and run them all
-# make test-postgres   run the tests that name no engine over PostgreSQL instead of SQLite
+# make test-postgres   run the tests that name no engine over PostgreSQL instead of SQLite; ONLY="tests/…": some of them
 # make check   format, lint, types
 # make fix     format, and mend what the linter can
 # make bench   print the figures, each against a named peer in the same run
@@ -43,7 +43,7 @@ test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-postgres: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto --dist worksteal --postgres
+	$(BIN)/python -m pytest -n auto --dist worksteal --postgres $(ONLY)
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

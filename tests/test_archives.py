@@ -53,7 +53,7 @@ def archived(sessions: Sessions, clock: Clock, graph: Any = None) -> tuple[Any, 
     clock.advance(hours=1)
     assert [(ended.session_id, ended.action) for ended in sessions.sweep()] == [("t", "archive")]
     assert sessions.find("t") is None
-    (path,) = Path(f"{sessions.settings.storage_url}.archive").iterdir()
+    (path,) = Path(sessions.settings.archive_path or f"{sessions.settings.storage_url}.archive").iterdir()
     return graph, config, path
 
 
