@@ -82,7 +82,7 @@ class SessionExists(SessionError, ValueError):
     def __init__(
         self, session_id: str, *, archived: bool = False, line: int | None = None, is_theirs: bool = True
     ) -> None:
-        self.session_id = session_id
+        self.session_id, self.line = session_id, line
         where, call = (" in its archive", "restore") if archived else ("", "open")
         advice = f"resume it with sessions.{call}({session_id!r}), or choose another id"
         if line is not None:

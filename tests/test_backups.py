@@ -229,4 +229,6 @@ def test_a_server_is_exported_and_names_its_own_tool(
     with Sessions(path, sweep_interval=None) as copy:
         assert said(copy.get("t")) == [("user", "hi"), ("assistant", "you said hi")]
         assert [hit.text for hit in copy.get("t").memory.recall("tall")] == ["alice is tall"]
+    assert "line 2: session 't' exists already; import with --skip" in run("import", made, "--db", path, ok=False)
+    assert "imported 0 sessions" in run("import", made, "--skip", "--db", path)
     assert "pg_restore" in run("restore-backup", made, "--db", postgres_url, ok=False)

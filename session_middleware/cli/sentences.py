@@ -30,6 +30,8 @@ def error_text(error: SessionError) -> str:
     """The sentence of an error on the command line."""
     if isinstance(error, (errors.SessionNotFound, errors.SessionExpired)) and error.archived:
         return f"session {error.session_id!r} is archived; restore it with session-middleware restore"
+    if isinstance(error, errors.SessionExists) and error.line is not None:
+        return str(error).replace("if_exists='skip'", "--skip")
     if isinstance(error, errors.UnknownStatus) and error.status == "archived":
         return "an archived session has no status; list archived sessions with session-middleware list --archived"
     if sentence := _SENTENCES.get(type(error)):
