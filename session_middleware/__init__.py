@@ -80,5 +80,15 @@ def __getattr__(name: str) -> Any:
     return value
 
 
+def load_ipython_extension(ipython: Any) -> None:
+    """``%load_ext session_middleware``: add ``%session``, which opens and resumes sessions in a notebook."""
+    import_module(f"{__name__}.integrations.ipython_magic").load_ipython_extension(ipython)
+
+
+def unload_ipython_extension(ipython: Any) -> None:
+    """``%unload_ext session_middleware``."""
+    import_module(f"{__name__}.integrations.ipython_magic").unload_ipython_extension(ipython)
+
+
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})

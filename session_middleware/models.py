@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from session_middleware.display.html import facts_html, rows_html
+from session_middleware.display.html import UNKNOWN, facts_html, rows_html
 from session_middleware.display.text import (
     arguments_text,
     detail_text,
@@ -170,7 +170,8 @@ def facts_of(session: SessionFields) -> dict[str, Any]:
         "error": session.error_count,
     }
     holds = ", ".join(plural(count, noun) for noun, count in counts.items())
-    cost = "" if session.cost is None else f", ${session.cost:.4g}"
+    known = f", ${session.cost:.4g}" if session.cost is not None else ""
+    cost = known or (f", cost {UNKNOWN}" if session.model_call_count else "")
     return {
         "session": session.id,
         "title": session.title,

@@ -486,9 +486,9 @@ class Session(SessionFields):
         validation.checked_limit(limit)
         self._sessions.recorder.drain(self.id)
 
-    def _records(self, kind: type[R], after: int, limit: int | None) -> list[R]:
+    def _records(self, kind: type[R], after: int, limit: int | None) -> Rows[R]:
         self._flush(after, limit)
-        return Rows(self._storage.list_records(kind, self.id, after=after, limit=limit))
+        return Rows(self._storage.list_records(kind, self.id, after=after, limit=limit), of=kind)
 
     def _part(
         self, after: int, before: int | None, limit: int | None, last: int | None, *, subgraphs: bool = True
@@ -512,7 +512,7 @@ class Session(SessionFields):
         subgraphs: bool = True,
         all_versions: bool = False,
         branch: str | None = None,
-    ) -> list[Message]:
+    ) -> Rows[Message]:
         """The messages in the order of the conversation; of an edited message the latest version, at its position.
 
         A chat shows ``messages(last=50)``, and scrolling up ``messages(last=50, before=shown[0].seq)``.
@@ -530,7 +530,9 @@ class Session(SessionFields):
         part = self._part(after, before, limit, last, subgraphs=subgraphs)
         if branch not in (None, "main", "all"):
             validation.check_choice("branch", branch, ("main", "all", *(each.id for each in self.branches())))
-        return Rows(self._storage.list_messages(self.id, part, all_versions=bool(all_versions), branch=branch))
+        return Rows(
+            self._storage.list_messages(self.id, part, all_versions=bool(all_versions), branch=branch), of=Message
+        )
 
     def delete_message(self, message_id: str) -> int:
         """Delete all versions of a message from the record. Returns their number, 0 for an unknown id.
@@ -548,18 +550,18 @@ class Session(SessionFields):
         self._sessions.recorder.drain(self.id)
         return self._storage.delete_message(self.id, message_id)
 
-    def tool_calls(self, *, after: int = 0, limit: int | None = None) -> list[ToolCall]:
+    def tool_calls(self, *, after: int = 0, limit: int | None = None) -> Rows[ToolCall]:
         """The executions of tools, in order."""
         return self._records(ToolCall, after, limit)
 
-    def model_calls(self, *, after: int = 0, limit: int | None = None) -> list[ModelCall]:
+    def model_calls(self, *, after: int = 0, limit: int | None = None) -> Rows[ModelCall]:
         """The calls of models, in order, with tokens, durations and cost."""
         return self._records(ModelCall, after, limit)
 
-    def branches(self) -> list[Branch]:
+    def branches(self) -> Rows[Branch]:
         """The branches of the conversation other than ``"main"``, which each conversation begins on."""
         self._sessions.recorder.drain(self.id)
-        return Rows(self._storage.list_branches(self.id))
+        return Rows(self._storage.list_branches(self.id), of=Branch)
 
     def runs(
         self,
@@ -568,7 +570,7 @@ class Session(SessionFields):
         limit: int | None = None,
         tags: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None,
-    ) -> list[Run]:
+    ) -> Rows[Run]:
         """The runs, in order; of those with labels, the runs that have all these tags and this metadata.
 
         A filter of metadata is as in LangGraph's stores: ``{"experiment": "b"}``, ``{"attempt": {"$gt": 1}}``.
@@ -580,17 +582,17 @@ class Session(SessionFields):
             return self._records(Run, after, limit)
         limit = validation.checked_limit(limit)
         runs = self._records(Run, after, None)
-        return Rows([run for run in runs if wanted <= set(run.tags) and passes(run.metadata, metadata)][:limit])
+        return Rows([run for run in runs if wanted <= set(run.tags) and passes(run.metadata, metadata)][:limit], of=Run)
 
-    def questions(self, *, after: int = 0, limit: int | None = None) -> list[Question]:
+    def questions(self, *, after: int = 0, limit: int | None = None) -> Rows[Question]:
         """What the graph asked at its interrupts, in order, with the answers."""
         return self._records(Question, after, limit)
 
-    def waiting_for(self) -> list[Question]:
+    def waiting_for(self) -> Rows[Question]:
         """The open questions, which ``Command(resume=…)`` answers; empty if the graph does not wait."""
-        return Rows(question for question in self.questions() if question.status == "open")
+        return Rows((question for question in self.questions() if question.status == "open"), of=Question)
 
-    def events(self, *, after: int = 0, limit: int | None = None) -> list[Event]:
+    def events(self, *, after: int = 0, limit: int | None = None) -> Rows[Event]:
         """The events of the session's lifecycle, with their reasons, in order."""
         return self._records(Event, after, limit)
 

@@ -377,7 +377,7 @@ class Sessions(SessionAccess):
         dry_run: bool = False,
         older_than: validation.Timeout = None,
         status: Status | None = None,
-    ) -> Sequence[SweepResult]:
+    ) -> Rows[SweepResult]:
         """Apply ``on_expire`` and ``retention`` to the sessions that are due. Returns them; `dry_run` only lists them.
 
         A dry run also estimates the bytes of each session.
@@ -392,9 +392,9 @@ class Sessions(SessionAccess):
         """
         validation.check_status(status)
         found = self._sweeper.sweep(now, dry_run=dry_run, older_than=older_than, status=status)
-        return Rows(found)
+        return Rows(found, of=SweepResult)
 
-    def check(self, *, repair: bool = False, deep: bool = False) -> builtins.list[Problem]:
+    def check(self, *, repair: bool = False, deep: bool = False) -> Rows[Problem]:
         """Validate the database: damage, lost rows, wrong counters, orphans, runs of killed processes.
 
         Damage is listed and never raised. The cost is linear in the number of rows; other writers may continue.
@@ -406,7 +406,7 @@ class Sessions(SessionAccess):
             deep: also read every row, and compare state and files, which have checksums, with these.
         """
         self._flush()
-        return Rows(self._storage.check(repair=repair, deep=deep))
+        return Rows(self._storage.check(repair=repair, deep=deep), of=Problem)
 
     def backup(self, path: str | Path, *, keep: int | None = None, progress: bool = False) -> Path:
         """Write a copy of the database beside running writers, check the copy, and return its path.

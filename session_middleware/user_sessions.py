@@ -147,7 +147,7 @@ class SessionAccess:
         after: Session | None = None,
         order: SessionOrder = "activity",
         **filters: Unpack[validation.SessionFilters],
-    ) -> builtins.list[Session]:
+    ) -> Rows[Session]:
         """Sessions, latest activity first; for a user, those of the user or shared with the user's groups.
 
         A session whose row is damaged is left out, with a warning; `get` of it raises `StorageError`.
@@ -170,7 +170,7 @@ class SessionAccess:
         validation.check_kind("after", after, Session | None, "the last session of the page before")
         validation.check_choice("order", order, get_args(SessionOrder))
         found = self._storage.list_sessions(where, limit=limit, order=order, after=after)
-        return Rows(self._session(info) for info in self._checked(found))
+        return Rows(map(self._session, self._checked(found)), of=SessionInfo)
 
     @validation.spelled_out(validation.SessionFilters)
     def count(self, **filters: Unpack[validation.SessionFilters]) -> int:
@@ -185,7 +185,7 @@ class SessionAccess:
         cancelled: bool = False,
         limit: int | None = None,
         **filters: Unpack[validation.SessionFilters],
-    ) -> builtins.list[Session]:
+    ) -> Rows[Session]:
         """Open sessions whose latest run was cut off because its process died, latest activity first.
 
         An app resumes them when it starts: ``graph.invoke(None, session.config())``. Sessions whose graph waits for
@@ -198,7 +198,7 @@ class SessionAccess:
         validation.check_kind("cancelled", cancelled, bool, "True or False")
         where, limit = validation.filter_of(self._identity, **filters), validation.checked_limit(limit)
         found = self._storage.list_unfinished_sessions(where, cancelled=cancelled, limit=limit)
-        return Rows(self._session(info) for info in self._checked(found))
+        return Rows(map(self._session, self._checked(found)), of=SessionInfo)
 
     def copy(self, session_id: object, to: object = None) -> Session:
         """Fork a session, by default with a new id: its state, owner, title, tags, metadata, and messages.
@@ -344,7 +344,7 @@ class SessionAccess:
         limit: int = 20,
         offset: int = 0,
         marks: tuple[str, str] = ("", ""),
-    ) -> builtins.list[SearchHit]:
+    ) -> Rows[SearchHit]:
         """Messages that contain words of `query`, best first: of a user, of a session, or of everybody.
 
         A last word of three letters or more also matches as a prefix, for search while typing; a space or a sign
@@ -375,7 +375,7 @@ class SessionAccess:
             typed=True,
         )
         found = self._checked(self._storage.search_memories(asked))
-        return Rows(_hit(stored, query, marks) for stored in found)
+        return Rows((_hit(stored, query, marks) for stored in found), of=SearchHit)
 
     @validation.spelled_out(validation.SessionFilters)
     def usage(
@@ -386,7 +386,7 @@ class SessionAccess:
         since: datetime | None = None,
         until: datetime | None = None,
         **filters: Unpack[validation.CallFilters],
-    ) -> builtins.list[Usage]:
+    ) -> Rows[Usage]:
         """Tokens, cost and durations of model calls, by user, group, session, model or day; by tool: of tool calls.
 
         The default is by user, and for `for_user` by session. Counts calls that began at or after `since` and before
@@ -401,8 +401,8 @@ class SessionAccess:
         of = validation.filter_of(None, **filters) if filters else None
         found = self._checked(self._storage.sum_usage(by, UsageFilter(*owners, chosen, *period, of)))
         if by == "day":
-            return Rows(sorted(found, key=lambda one: one.key or ""))
-        return Rows(sorted(found, key=lambda one: (-(one.cost or 0.0), -one.calls, one.key or "")))
+            return Rows(sorted(found, key=lambda one: one.key or ""), of=Usage)
+        return Rows(sorted(found, key=lambda one: (-(one.cost or 0.0), -one.calls, one.key or "")), of=Usage)
 
     def tool_calls(
         self,
@@ -414,7 +414,7 @@ class SessionAccess:
         until: datetime | None = None,
         limit: int | None = 50,
         after: ToolCall | None = None,
-    ) -> builtins.list[ToolCall]:
+    ) -> Rows[ToolCall]:
         """Executions of tools in all sessions, latest first. The next page begins after `after`.
 
         Calls without a start time, which only the recorder observes, come last, and `since` excludes them.
@@ -426,12 +426,13 @@ class SessionAccess:
         validation.check_kind("after", after, ToolCall | None, "the last tool call of the page before")
         where = ToolCallFilter(name, status, self._owner_id(user_id), *validation.period_of(since, until))
         return Rows(
-            self._checked(self._storage.list_tool_calls(where, limit=validation.checked_limit(limit), before=after))
+            self._checked(self._storage.list_tool_calls(where, limit=validation.checked_limit(limit), before=after)),
+            of=ToolCall,
         )
 
     def list_archived(
         self, *, user_id: str | None = None, limit: int | None = 50, after: ArchivedSession | None = None
-    ) -> builtins.list[ArchivedSession]:
+    ) -> Rows[ArchivedSession]:
         """Archived sessions, latest first. The next page begins after `after`, the last one of this page.
 
         `restore` restores one; `delete` deletes it with its file.
@@ -440,7 +441,9 @@ class SessionAccess:
         validation.check_kind("after", after, ArchivedSession | None, "the last archived session of the page before")
         before = None if after is None else (after.archived_at, after.session_id)
         limit, user_id = validation.checked_limit(limit), self._owner_id(user_id)
-        return Rows(self._checked(self._storage.list_archived(user_id=user_id, limit=limit, before=before)))
+        return Rows(
+            self._checked(self._storage.list_archived(user_id=user_id, limit=limit, before=before)), of=ArchivedSession
+        )
 
     # The asynchronous twins
 

@@ -70,7 +70,7 @@ def check(db: str | None, deep: bool, repair: bool, output: str | None) -> None:
     place = place_of(db)
     if repair or is_postgres(place):
         with opened(db, quiet=True) as sessions:
-            problems = sessions.check(repair=repair, deep=deep)
+            problems = list(sessions.check(repair=repair, deep=deep))
     else:
         from session_middleware.settings import load_settings
         from session_middleware.storage.sqlite.integrity import check_file

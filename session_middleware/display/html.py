@@ -8,22 +8,35 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from html import escape
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from session_middleware.display.frames import data_frame
 from session_middleware.display.text import json_text, second_text, shortened, visible
 
 V = TypeVar("V")
 
+UNKNOWN = "\N{EN DASH}"  # a cost: no call has a known price
 MAX_ROWS = 200  # of a table
 _CELL_CHARACTERS = 200
 _LEFT = ' style="text-align: left"'
 
 
 class Rows(list[V]):
-    """A list of values that a notebook shows as a table."""
+    """A list of values of one class, which a notebook shows as a table."""
+
+    def __init__(self, values: Iterable[V] = (), of: Any = None) -> None:
+        """`of`: the model whose fields the values have. By default it is that of the first value."""
+        super().__init__(values)
+        self._of = of
 
     def _repr_html_(self) -> str:
         return rows_html(self)
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with a row per value and a column per field. Raises `MissingExtra` if pandas is not installed."""
+        model: Any = self._of or (type(self[0]) if self else None)
+        rows: Iterable[Any] = self
+        return data_frame(map(dict, rows), () if model is None else model.model_fields)
 
 
 def rows_html(values: Sequence[Any]) -> str:
@@ -32,8 +45,13 @@ def rows_html(values: Sequence[Any]) -> str:
         return paragraph_html("nothing")
     shown = values[:MAX_ROWS]
     names = _columns(shown)
-    cells = [[_cell(getattr(one, name)) for name in names] for one in shown]
+    cells = [[_field(one, name) for name in names] for one in shown]
     return table_html([name.replace("_", " ") for name in names], cells, len(values) - len(shown))
+
+
+def _field(one: Any, name: str) -> str:
+    value = getattr(one, name)
+    return UNKNOWN if name == "cost" and value is None else _cell(value)
 
 
 def _columns(values: Sequence[Any]) -> Sequence[str]:
@@ -55,10 +73,55 @@ def paragraph_html(text: str) -> str:
 
 def table_html(columns: Sequence[str], rows: Iterable[Sequence[str]], hidden: int = 0) -> str:
     """A table of texts. `hidden` is the number of rows left out."""
-    head = "".join(f"<th{_LEFT}>{safe(name)}</th>" for name in columns)
     body = "".join(f"<tr>{''.join(f'<td{_LEFT}>{safe(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return _table(columns, body, hidden)
+
+
+def _table(columns: Sequence[str], body: str, hidden: int) -> str:
+    head = "".join(f"<th{_LEFT}>{safe(name)}</th>" for name in columns)
     note = f"<p>and {hidden:,} more</p>" if hidden > 0 else ""
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
+
+
+class TreeRow(NamedTuple):
+    """A line of a tree. `hidden` is shown when the line is opened; `bar` is the begin and the length of a bar."""
+
+    cells: Sequence[str]  # before the line
+    depth: int
+    line: str
+    hidden: str = ""
+    bar: tuple[float, float] | None = None  # fractions of the width
+    title: str = ""  # of the bar
+
+
+def tree_html(columns: Sequence[str], rows: Iterable[TreeRow], hidden: int = 0) -> str:
+    """A table of lines that open, with bars. `columns` name the cells, the line and the bars."""
+    body = "".join(
+        f"<tr>{''.join(f'<td{_LEFT}>{safe(cell)}</td>' for cell in row.cells)}"
+        f'<td style="text-align: left; padding-left: {0.5 + 1.5 * row.depth:g}em">{_opening(row)}</td>'
+        f"<td{_LEFT}>{_bar(row)}</td></tr>"
+        for row in rows
+    )
+    return _table(columns, body, hidden)
+
+
+def _opening(row: TreeRow) -> str:
+    if not row.hidden:
+        return safe(row.line)
+    style = "white-space: pre-wrap; overflow-wrap: anywhere; background: transparent; color: inherit"
+    return f'<details><summary>{safe(row.line)}</summary><pre style="{style}">{safe(row.hidden)}</pre></details>'
+
+
+def _bar(row: TreeRow) -> str:
+    if row.bar is None:
+        return ""
+    begin, length = (100 * min(max(part, 0), 1) for part in row.bar)
+    length = max(min(length, 100 - begin), 1)
+    style = f"margin-left: {min(begin, 99):.1f}%; width: {length:.1f}%; height: 0.7em; background: currentColor"
+    return (
+        f'<div style="width: 12em" title="{safe(row.title)}"><div style="{style}; opacity: 0.5"></div></div>'
+        f"<small>{safe(row.title)}</small>"
+    )
 
 
 def _cell(value: Any) -> str:

@@ -115,14 +115,14 @@ class SessionRecall:
         validation.check_weight("recency", recency)
         asked = self._query(query, scopes, kinds, roles)._replace(filter=filter, since=since, limit=k)
         if not asked.namespaces and not asked.whose:
-            return Rows()
+            return Rows(of=Memory)
         if recency:
             asked = asked._replace(limit=4 * k)
         found = self._storage.search_memories(self._with_vector(asked))
         memories = [self._memory(stored, recency=recency, explain=explain) for stored in found]
         if recency:
             memories.sort(key=lambda memory: -(memory.score or 0.0))
-        return Rows(self._with_neighbours(memories[:k], window))
+        return Rows(self._with_neighbours(memories[:k], window), of=Memory)
 
     def select(
         self,
@@ -145,14 +145,14 @@ class SessionRecall:
         asked = self._query(query, scopes, kinds, roles)
         first = self._always(scopes) if always else []
         if not k or not (asked.namespaces or asked.whose):
-            return Rows(first)
+            return Rows(first, of=Memory)
         asked, found = self._with_vector(asked), first
         for limit in (2 * k + len(unless_in), 16 * k + 8 * len(unless_in)):  # the second when many are duplicates
             stored = self._storage.search_memories(asked._replace(limit=limit))
             found = once([*first, *map(self._memory, stored)], query=query, unless_in=unless_in)
             if len(found) >= len(first) + k or len(stored) < limit:
                 break
-        return Rows(found[: len(first) + k])
+        return Rows(found[: len(first) + k], of=Memory)
 
     def context_for(
         self,
@@ -194,7 +194,7 @@ class SessionRecall:
         validation.check_mapping("filter", filter)
         namespaces = visible_namespaces(self._owners, scopes)
         found = self._storage.search_memories(MemoryQuery(namespaces, prefix=True, limit=sys.maxsize, filter=filter))
-        return Rows(self._memory(stored) for stored in found)
+        return Rows(map(self._memory, found), of=Memory)
 
     def last_said(self, count: int = 12) -> Texts:
         """The texts of the last messages of this session by users and assistants, oldest first."""

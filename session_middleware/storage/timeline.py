@@ -6,12 +6,16 @@ that parallel branches stand apart. A page also has the runs of its records that
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import accumulate
+from typing import Any
 
-from session_middleware.display.html import MAX_ROWS, table_html
-from session_middleware.display.text import plural, second_text
+from session_middleware.display.frames import data_frame
+from session_middleware.display.html import MAX_ROWS, TreeRow, tree_html
+from session_middleware.display.text import duration_text, plural, second_text
 from session_middleware.models import Event, Message, ModelCall, Question, Run, ToolCall
 from session_middleware.storage.types import Record
 
@@ -48,8 +52,37 @@ class Timeline(list[Record]):
 
     def _repr_html_(self) -> str:
         nodes = [placed for root in self.tree for placed in root.walk()]
-        rows = [_row(depth, node) for depth, node in nodes[:MAX_ROWS]]
-        return table_html(["seq", "time (UTC)", "what"], rows, len(nodes) - len(rows))
+        rows = [self._row(depth, node) for depth, node in nodes[:MAX_ROWS]]
+        return tree_html(["seq", "time (UTC)", "what", "duration"], rows, len(nodes) - len(rows))
+
+    def _row(self, depth: int, node: Node) -> TreeRow:
+        record = node.record
+        if record is None:
+            return TreeRow(("", ""), depth, node.name)
+        kind = record.role if isinstance(record, Message) else node.name.replace("_", " ")
+        moment = record.moment
+        cells = (str(record.seq), "" if moment is None else second_text(moment))
+        row = TreeRow(cells, depth, f"{kind}: {record.line}", _hidden(record))
+        if isinstance(record, _TIMED) and record.duration_ms is not None:
+            return row._replace(bar=self._bar(record), title=duration_text(record.duration_ms))
+        return row
+
+    def _bar(self, record: Run | ToolCall | ModelCall) -> tuple[float, float] | None:
+        """The begin and the length of a record as fractions of its run's; ``None``: the run's are not known."""
+        run = record if isinstance(record, Run) else self._runs.get(record.run_id or "")
+        if run is None or not run.duration_ms or not record.duration_ms or record.started_at is None:
+            return None
+        begin = (record.started_at - run.started_at) / timedelta(milliseconds=run.duration_ms)
+        return begin, record.duration_ms / run.duration_ms
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with a row per record: what all kinds have. Raises `MissingExtra` if pandas is not installed."""
+        rows = (
+            {"seq": record.seq, "run_id": record.run_id, "kind": kind_of(record), "time": record.moment}
+            | {"duration_ms": getattr(record, "duration_ms", None), "line": record.line}
+            for record in self
+        )
+        return data_frame(rows, ("seq", "run_id", "kind", "time", "duration_ms", "line"))
 
     @property
     def tree(self) -> list[Node]:
@@ -77,13 +110,21 @@ class Timeline(list[Record]):
         return root.children
 
 
-def _row(depth: int, node: Node) -> list[str]:
-    inset, record = "\N{EM SPACE}" * depth, node.record
-    if record is None:
-        return ["", "", f"{inset}{node.name}"]
-    kind = record.role if isinstance(record, Message) else node.name.replace("_", " ")
-    moment = record.moment
-    return [str(record.seq), "" if moment is None else second_text(moment), f"{inset}{kind}: {record.line}"]
+_TIMED = (Run, ToolCall, ModelCall)
+
+
+def _hidden(record: Record) -> str:
+    """What the line of a record leaves out, with line breaks."""
+    if isinstance(record, ToolCall):
+        outcome = "error" if record.error is not None else "result"
+        parts = {"arguments": record.arguments, outcome: getattr(record, outcome)}
+        return "\n".join(f"{name}: {_indented(value)}" for name, value in parts.items() if value is not None)
+    full = record.describe(full=True)
+    return "" if full == record.line else full
+
+
+def _indented(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False, default=str)
 
 
 _KINDS: dict[type, str] = {

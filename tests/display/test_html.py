@@ -12,7 +12,7 @@ from typing import Any
 from session_middleware import Sessions
 from session_middleware.display.html import MAX_ROWS, Rows
 from session_middleware.models import Event, Message, Run, SessionInfo, ToolCall, Usage
-from session_middleware.storage.timeline import Timeline
+from session_middleware.storage.timeline import Timeline, kind_of
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 EVIL = "<script>alert('x')</script> & \x1b[31m"
@@ -21,7 +21,7 @@ RUN = Run(session_id="t1", seq=1, id="r1", outcome="ok", started_at=NOON, durati
 ASKED = Message(session_id="t1", seq=2, run_id="r1", message_id="m1", role="user", text="hello", created_at=NOON)
 CALL = ToolCall(
     session_id="t1", seq=3, run_id="r1", tool_call_id="c1", name="search", arguments={"q": "tea"}, status="ok",
-    result="found", checkpoint_ns="tools:1", started_at=NOON,
+    result="found", checkpoint_ns="tools:1", started_at=NOON + timedelta(milliseconds=5), duration_ms=2.5,
 )  # fmt: skip
 CLOSED = Event(session_id="t1", seq=4, kind="completed", reason="by_user", created_at=NOON)
 
@@ -47,7 +47,8 @@ class _Reader(HTMLParser):
         self.rows: list[list[str]] = []
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
-        assert tag in ("table", "thead", "tbody", "tr", "th", "td", "p"), tag
+        table, line = ("table", "thead", "tbody", "tr", "th", "td", "p"), ("details", "summary", "pre", "div", "small")
+        assert tag in (*table, *line), tag
         self.open.append(tag)
         if tag == "tr":
             self.rows.append([])
@@ -58,8 +59,8 @@ class _Reader(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open[-1] in ("td", "th"):
-            self.rows[-1][-1] += data
+        if self.open[-1] in ("td", "th", "summary", "pre", "small"):
+            self.rows[-1][-1] += f"\n{data}" if self.open[-1] == "pre" else data
 
 
 def test_a_session_is_one_line_and_in_a_notebook_a_table() -> None:
@@ -103,14 +104,39 @@ def test_a_timeline_is_one_line_and_in_a_notebook_its_tree() -> None:
     timeline = Timeline([RUN, ASKED, CALL, CLOSED])
     assert repr(timeline) == "<Timeline of 't1': 4 records, seq 1 to 4>"
     assert repr(Timeline()) == "<Timeline: no records>"
-    what = [row[2] for row in rows_of(timeline._repr_html_())[1:]]
-    assert what == [
-        "run: ok, 12.5 ms",
-        "\u2003user: hello",
-        "\u2003tools",
-        '\u2003\u2003tool call: search(q="tea") → ok: found',
-        "event: completed (by_user)",
+    html = timeline._repr_html_()
+    assert [row[2:] for row in rows_of(html)[1:]] == [
+        ["run: ok, 12.5 ms", "12.5 ms"],
+        ["user: hello", ""],
+        ["tools", ""],
+        ['tool call: search(q="tea") → ok, 2.5 ms: found\narguments: {\n  "q": "tea"\n}\nresult: found', "2.5 ms"],
+        ["event: completed (by_user)", ""],
     ]
+    assert re.findall(r"padding-left: ([\d.]+)em", html) == ["0.5", "2", "2", "3.5", "0.5"]
+    assert re.findall(r"margin-left: ([\d.]+%); width: ([\d.]+%)", html) == [("0.0%", "100.0%"), ("40.0%", "20.0%")]
+
+
+def test_a_cost_that_is_not_known_is_a_dash_and_not_zero() -> None:
+    unpriced = session(model_call_count=1, input_tokens=5)
+    assert "5 + 0 tokens, cost \N{EN DASH}" in unpriced._repr_html_()
+    assert rows_of(Rows([unpriced])._repr_html_())[1][-1] == "\N{EN DASH}"
+    assert rows_of(Rows([Usage(key="ada", calls=1, errors=0)])._repr_html_())[1][5] == "\N{EN DASH}"
+
+
+def test_lists_become_data_frames_with_a_column_for_each_field() -> None:
+    with Sessions(":memory:") as sessions:
+        with sessions.open("t1", user_id="ada") as one:
+            one.add({"role": "user", "content": "hello"})
+            one.record_model_call(model="gpt-4o", input_tokens=7, output_tokens=1)
+        frame = sessions.list().to_pandas()
+        assert [*frame.columns] == [*SessionInfo.model_fields]
+        assert frame.loc[0, ["id", "user_id", "message_count"]].tolist() == ["t1", "ada", 1]
+        assert one.messages().to_pandas()["text"].tolist() == ["hello"]
+        assert sessions.usage(by="model").to_pandas()["input_tokens"].sum() == 7
+        assert [*one.tool_calls().to_pandas().columns] == [*ToolCall.model_fields]  # of no rows too
+        timeline = one.timeline()
+        assert timeline.to_pandas()["kind"].tolist() == [kind_of(record) for record in timeline]
+        assert Rows().to_pandas().empty
 
 
 def test_records_say_what_is_worth_saying_in_a_line() -> None:
