@@ -1,6 +1,6 @@
-"""The command ``doctor``: versions, the database file, its size, and whether it can be written to.
+"""The command ``doctor``: versions, the database, its size, and whether it can be written to.
 
-The file is opened for reading only and never created.
+A file is opened for reading only and never created.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import os
 import platform
 import shutil
 import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,9 @@ from session_middleware.cli.health import facts_grid, line, verdict
 from session_middleware.cli.opening import check_database, settings_text
 from session_middleware.display.text import plural
 from session_middleware.errors import StorageError
+from session_middleware.models import Problem, utc_now
 from session_middleware.settings import SessionSettings
+from session_middleware.storage.factory import open_storage
 from session_middleware.storage.sql.checks import REPAIRS
 from session_middleware.storage.sqlite.files import beside
 from session_middleware.storage.sqlite.integrity import check_file, inspect, original_schema
@@ -38,25 +42,13 @@ def examine(path: str, settings: SessionSettings) -> dict[str, Any]:
     file, folder = Path(path), Path(path).absolute().parent
     problems: list[str] = []
     notes: list[str] = []
-    packages = ("langgraph", "langgraph-checkpoint", "langchain-core")
-    facts: dict[str, Any] = {
-        "versions": {
-            "python": platform.python_version(),
-            "sqlite": sqlite3.sqlite_version,
-            "session-middleware": __version__,
-            **{package: version(package) for package in packages},
-        },
-        "path": path,
-        "synchronous": settings.synchronous,
-    }
-    if settings.synchronous == "normal":
-        notes.append("synchronous is normal: a power failure can lose the last turns")
+    facts = _versions("sqlite", sqlite3.sqlite_version) | {"path": path} | _durability(settings, notes)
     try:
         check_database(path)
         log = Path(beside(path, "-wal"))
         facts |= {"file_bytes": file.stat().st_size, "log_bytes": log.stat().st_size if log.exists() else 0}
         facts |= inspect(path, _page_facts)
-        _add_row_problems(path, settings, problems, notes)
+        _add_row_problems(check_file(path, settings), problems, notes)
         if sqlite3.sqlite_version_info < FIXED_IN:
             _add_other_tables(path, notes)
     except StorageError as error:
@@ -71,6 +63,34 @@ def examine(path: str, settings: SessionSettings) -> dict[str, Any]:
         if free < _MIN_FREE_BYTES:
             problems.append(f"only {free // 1_000_000:,} MB of the disk are free; free some, or writes will fail")
     return facts | {"writable": is_writable, "notes": notes, "problems": problems}
+
+
+def examine_server(settings: SessionSettings) -> dict[str, Any]:
+    """As `examine`, of a database of PostgreSQL. Raises `StorageError` if it cannot be read."""
+    problems: list[str] = []
+    notes: list[str] = []
+    with closing(open_storage(settings, utc_now)) as storage:
+        server, size, sessions = storage._database.read(lambda connection: connection.execute(_SERVER).fetchone())
+        _add_row_problems(storage.check(repair=False), problems, notes)
+    facts = _versions("postgresql", server) | {"path": storage.name} | _durability(settings, notes)
+    return facts | {"database_bytes": size, "sessions": sessions, "notes": notes, "problems": problems}
+
+
+_SERVER = """
+    SELECT current_setting('server_version'), pg_database_size(current_database()), (SELECT COUNT(*) FROM sessions)
+"""
+
+
+def _versions(engine: str, version_of_engine: str) -> dict[str, Any]:
+    packages = ("langgraph", "langgraph-checkpoint", "langchain-core")
+    found = {"python": platform.python_version(), engine: version_of_engine, "session-middleware": __version__}
+    return {"versions": found | {package: version(package) for package in packages}}
+
+
+def _durability(settings: SessionSettings, notes: list[str]) -> dict[str, str]:
+    if settings.synchronous == "normal":
+        notes.append("synchronous is normal: a power failure can lose the last turns")
+    return {"synchronous": settings.synchronous}
 
 
 def diagnosis_picture(found: dict[str, Any]) -> RenderableType:
@@ -103,9 +123,8 @@ def _add_other_tables(path: str, notes: list[str]) -> None:
         )
 
 
-def _add_row_problems(path: str, settings: SessionSettings, problems: list[str], notes: list[str]) -> None:
+def _add_row_problems(found: Sequence[Problem], problems: list[str], notes: list[str]) -> None:
     """Add one sentence for each kind of inconsistency; a note where the next sweep or run cleans it up."""
-    found = check_file(path, settings)
     for kind in dict.fromkeys(problem.kind for problem in found):
         first, *others = (problem for problem in found if problem.kind == kind)
         session = "" if first.session_id is None else f"session {first.session_id!r}: "

@@ -119,7 +119,9 @@ _SHOWN_RECORDS = 10  # before the first new one
 
 @command("search 'refund policy'", "search invoice --user alice --since 30d", "search refund --session thread-42 --csv")
 @click.argument("query")
-@click.option("--session", "session_id", metavar="ID", help="Only messages of this session.")
+@click.option(
+    "--session", "session_id", metavar="ID", help="Only messages of this session.", shell_complete=options.complete
+)
 @options.filters
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="The most rows to show.")
 @output_options

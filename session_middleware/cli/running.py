@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 @command("chat --thread my-chat", "chat --thread last", "chat --user alice --model openai:gpt-5-mini", db=None)
 @options.new_db_option
-@click.option("--thread", metavar="ID", help="The session to open or resume, or last. [default: a new one]")
+@click.option(
+    "--thread",
+    metavar="ID",
+    help="The session to open or resume, or last. [default: a new one]",
+    shell_complete=options.complete,
+)
 @click.option("--user", "user_id", metavar="ID", help="The owner of the session.")
 @click.option(
     "--model",

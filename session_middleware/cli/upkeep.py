@@ -86,17 +86,17 @@ def check(db: str | None, deep: bool, repair: bool, output: str | None) -> None:
 @output_options
 def doctor(db: str | None, output: str | None) -> None:
     """Report versions, sizes and problems. Exit code 1 when there is a problem."""
-    from session_middleware.cli.doctor import diagnosis_picture, examine
+    from session_middleware.cli.doctor import diagnosis_picture, examine, examine_server
     from session_middleware.cli.opening import app_settings
     from session_middleware.settings import load_settings
     from session_middleware.storage.factory import file_path, is_postgres
 
     url = load_settings(**({} if db is None else {"storage_url": db})).storage_url
-    if is_postgres(url):
-        raise click.UsageError("doctor examines a file; validate a PostgreSQL database with check --db URL")
-    path = file_path(url)
-    chosen = app_settings(path)
-    diagnosis = examine(path, load_settings(**chosen)) | {"app_settings": chosen}
+    place = url if is_postgres(url) else file_path(url)
+    chosen = app_settings(place)
+    settings = load_settings(storage_url=place, **chosen)
+    diagnosis = examine_server(settings) if is_postgres(place) else examine(place, settings)
+    diagnosis["app_settings"] = chosen
     print_result(diagnosis, diagnosis_picture(diagnosis), output)
     if diagnosis["problems"]:
         raise click.exceptions.Exit(1)

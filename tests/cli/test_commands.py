@@ -271,6 +271,25 @@ def test_compact_shrinks_a_file_or_names_the_statement(run: Run, db: str) -> Non
     assert run("check", "--deep").exit_code == 0
 
 
+def test_doctor_and_check_examine_each_engine(run: Run, db: str) -> None:
+    Sessions(db, idle_timeout="3h").close()
+    found = run("doctor", "--json")
+    assert found.exit_code == 0, found.output
+    facts = json.loads(found.stdout)
+    assert (facts["sessions"], facts["problems"], facts["app_settings"]) == (4, [], {"idle_timeout": 10_800.0})
+    assert ("postgresql" in facts["versions"]) == db.startswith("postgresql")
+    assert "idle_timeout 3 hours" in run("doctor").stdout
+    with Sessions(db) as sessions:
+        sessions._storage._database.write(  # type: ignore[attr-defined]
+            lambda connection: connection.execute("UPDATE sessions SET run_count = 9 WHERE id = 'ab1'")
+        )
+    for command in ("doctor", "check"):
+        result = run(command)
+        assert (result.exit_code, "run_count is 9" in result.stdout) == (1, True)
+    assert run("check", "--repair").exit_code == 0
+    assert run("doctor").exit_code == 0
+
+
 # The settings of the app
 
 
