@@ -404,6 +404,7 @@ OPERATORS = {
         "on_closed",
     ),
     *("on_error", "on_expiring", "on_opened", "on_resumed", "on_state_changed", "revoke", "settle", "sweep"),
+    *("backup", "template"),  # of the whole database, and of the app
     "index_memory",
     *("memory", "retriever", "augment", "scope"),  # for whoever the run's config names, which is checked
 }

@@ -166,6 +166,7 @@ LONGER = {  # and still hand everything over
     "Sessions.aclose",
     "HasMemory.amemory",  # a protocol
     "SessionRetriever.ainvoke",  # to LangChain's own method, saying who asks
+    "ReplayedTool.arun",  # to LangChain's own method, once it has looked for a recorded answer
     "_Attached.aget_state",  # to LangGraph's own method
     "_Attached.aget_state_history",  # as above
     "_Attached.abulk_update_state",  # as above
