@@ -148,7 +148,7 @@ def test_prepared_statements_that_a_pooler_has_lost_are_not_needed(postgres_url:
         for number in range(3):
             agent.invoke({"messages": [("user", f"write {number}")]}, sessions.config("t"))
             database.read(lambda connection: connection.execute("DEALLOCATE ALL"))
-            assert sessions.get("t").title is None
+            assert sessions.get("t").id == "t"
             database.write(lambda connection: connection.execute("DEALLOCATE ALL"))
         texts = [message.text for message in sessions.get("t").messages() if message.role == "user"]
         assert texts == [f"write {number}" for number in range(3)]
