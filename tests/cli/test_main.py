@@ -566,6 +566,8 @@ def test_a_narrow_terminal_gets_colours_and_whole_ids_and_colours_can_be_turned_
         terminal, end = os.openpty()
         fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 40, 0, 0))
         environ = environment() | {"TERM": "xterm-256color"} | variables
+        for name in ("COLUMNS", "LINES"):  # which take precedence over the size of the terminal
+            environ.pop(name, None)
         subprocess.run([*COMMAND, "list", "--db", db], env=environ, stdout=end, stderr=end, check=True)
         os.close(end)
         with os.fdopen(terminal, "rb", buffering=0) as stream:
