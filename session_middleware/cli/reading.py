@@ -68,18 +68,19 @@ def list_command(
         say(_NOTE.format(len(found), total, total))
 
 
-@command("show last", "show thread-42 --full", "show thread-42 --json")
+@command("show last", "show thread-42 --full --last 20", "show thread-42 --json")
 @options.session_argument
 @click.option("--full", is_flag=True, help="All records, with their whole text.")
+@click.option("--last", type=click.IntRange(1), help="Only the last so many records.")
 @output_options
-def show(session: Session, full: bool, output: str | None) -> None:
+def show(session: Session, full: bool, last: int | None, output: str | None) -> None:
     """Show the timeline of a session.
 
     It consists of its messages, calls, runs and events.
     """
     from session_middleware.cli.tables import timeline
 
-    records = session.timeline()
+    records = session.timeline(last=last)
     rows = [_row(record) for record in records] if output else []
     value = {"session": session, "stats": session.stats(), "timeline": rows} if output == "json" else None
     print_result(value, timeline(session, records, full=full), output, rows=rows)
@@ -103,7 +104,7 @@ def follow(session: Session, is_all: bool, timeout: str | None, full: bool, outp
     from session_middleware.settings import duration_of
 
     duration_of("--timeout", timeout)
-    last = [] if is_all else session.timeline()[-_SHOWN_RECORDS:]
+    last = [] if is_all else session.timeline(last=_SHOWN_RECORDS)
     records = session.follow(after=last[0].seq - 1 if last else 0, timeout=timeout)
     console = console_of_stdout()
     with suppress(KeyboardInterrupt):

@@ -179,6 +179,8 @@ def test_follow_prints_the_last_records_and_then_new_ones(run: Run, db: str) -> 
     with Sessions(db) as sessions:
         for n in range(20):
             sessions.open("long").add({"role": "user", "content": f"message {n}"})
+    shown = run("show", "long", "--last", "2", "--jsonl").stdout.splitlines()
+    assert (len(shown), json.loads(shown[-1])["text"]) == (2, "message 19")
     lines = run("follow", "long", "--timeout", "1ms").stdout.splitlines()
     assert (len(lines), "message 19" in lines[-1]) == (10, True)
     lines = run("follow", "long", "--all", "--timeout", "1ms", "--jsonl").stdout.splitlines()
