@@ -13,6 +13,7 @@ from session_middleware.cli.reading import explain_session
 from session_middleware.display.text import plural
 
 if TYPE_CHECKING:
+    from session_middleware.models import Closed
     from session_middleware.session import Session
     from session_middleware.sessions import Sessions
     from session_middleware.storage.types import DeletionCounts
@@ -109,7 +110,7 @@ def close(
     sessions: Sessions,
     session_ids: tuple[str, ...],
     where: dict[str, Any],
-    ending: str,
+    ending: Closed,
     reason: str | None,
     yes: bool,
 ) -> None:
@@ -118,10 +119,12 @@ def close(
     They are named by their ids, or by filters, which leave out those that have ended.
     """
     from session_middleware.cli.opening import chosen_sessions, confirm, counted
-    from session_middleware.lifecycle import OPEN
+    from session_middleware.lifecycle import OPEN, check_transition
 
     found = chosen_sessions(sessions, session_ids, where)
     found = [session for session in found if session_ids or session.status in OPEN]
+    for session in found:
+        check_transition(session.id, session.status, ending)  # of all, before the first is closed
     if len(found) > 1:
         confirm(f"Close {counted(found)}?", yes=yes)
     for session in found:

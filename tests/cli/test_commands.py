@@ -206,6 +206,8 @@ def test_titles_and_tags_are_changed(run: Run, db: str) -> None:
 def test_close_ends_sessions_by_id_or_by_filter(run: Run, db: str) -> None:
     assert run("close", "last", "--as", "abandoned", "--reason", "gone").stdout == "session 'b': abandoned\n"
     assert "cannot become completed" in run("close", "b").stderr
+    assert run("close", "ab1", "b", "--yes").exit_code == 1
+    assert status_of(run, "ab1") == "active"
     assert run("close", "--user", "ada").exit_code == 2
     assert run("close", "--user", "ada", "--yes").stdout == "2 sessions: completed\n"
     assert run("close", "--user", "ada", "--yes").stdout == "no open session found\n"
