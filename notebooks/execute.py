@@ -13,7 +13,8 @@ FOLDER = Path(__file__).parent
 def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
     """The notebook, run in `folder` from its first cell to its last."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
+    client = NotebookClient(notebook, timeout=120, coalesce_streams=True, resources={"metadata": {"path": str(folder)}})
+    client.execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of the run, which would change each time
     return notebook

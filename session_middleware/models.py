@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from session_middleware.display.html import UNKNOWN, facts_html, rows_html
+from session_middleware.display.html import UNKNOWN, facts_html, fields_html, rows_html
 from session_middleware.display.text import (
     arguments_text,
     detail_text,
@@ -82,6 +82,9 @@ class Value(BaseModel):
 
     def __str__(self) -> str:
         return repr(self)
+
+    def _repr_html_(self) -> str:
+        return fields_html(self)
 
 
 class Identity(Value):
@@ -228,7 +231,9 @@ def _took(milliseconds: float | None) -> str | None:
     return None if milliseconds is None else duration_text(milliseconds)
 
 
-def _tokens(call: Run | ModelCall) -> str:
+def _tokens(call: Run | ModelCall) -> str | None:
+    if call.input_tokens is None and call.output_tokens is None:
+        return None
     return f"{call.input_tokens or 0:,} + {call.output_tokens or 0:,} tokens"
 
 
@@ -254,8 +259,7 @@ class Run(Record):
 
     def describe(self, *, full: bool = False) -> str:
         by = self.user_id and f"by {self.user_id}"
-        tokens = None if self.input_tokens is None and self.output_tokens is None else _tokens(self)
-        return _joined(self.outcome, by, _took(self.duration_ms), tokens, outcome=_cut(self.error, full=full))
+        return _joined(self.outcome, by, _took(self.duration_ms), _tokens(self), outcome=_cut(self.error, full=full))
 
 
 class Message(Record):
@@ -455,7 +459,7 @@ class Usage(Value):
     The percentiles are nearest-rank, over the calls that have a duration.
     """
 
-    columns: ClassVar = _names("key calls errors input_tokens output_tokens cost p50_ms p95_ms p99_ms")
+    columns: ClassVar = _names("key calls errors input_tokens output_tokens cost unpriced p50_ms p95_ms p99_ms")
 
     key: str | None  # the user, session, model, tool or day; None: calls without one
     calls: int

@@ -18,6 +18,7 @@ V = TypeVar("V")
 UNKNOWN = "\N{EN DASH}"  # a cost: no call has a known price
 MAX_ROWS = 200  # of a table
 _CELL_CHARACTERS = 200
+_UNBROKEN_CHARACTERS = 30  # of a cell on one line
 _LEFT = ' style="text-align: left"'
 
 
@@ -67,14 +68,25 @@ def facts_html(facts: Mapping[str, Any]) -> str:
     return table_html([], [[name, _cell(value)] for name, value in facts.items() if value is not None])
 
 
+def fields_html(value: Any) -> str:
+    """The fields of a value that are not empty, one row each."""
+    names = [name for name in vars(value) if name == "cost" or getattr(value, name) not in (None, (), {})]
+    return table_html([], [[name.replace("_", " "), _field(value, name)] for name in names])
+
+
 def paragraph_html(text: str) -> str:
     return f"<p>{safe(text)}</p>"
 
 
 def table_html(columns: Sequence[str], rows: Iterable[Sequence[str]], hidden: int = 0) -> str:
     """A table of texts. `hidden` is the number of rows left out."""
-    body = "".join(f"<tr>{''.join(f'<td{_LEFT}>{safe(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(map(_td, row))}</tr>" for row in rows)
     return _table(columns, body, hidden)
+
+
+def _td(cell: str) -> str:
+    style = "text-align: left" if len(cell) > _UNBROKEN_CHARACTERS else "text-align: left; white-space: nowrap"
+    return f'<td style="{style}">{safe(cell)}</td>'
 
 
 def _table(columns: Sequence[str], body: str, hidden: int) -> str:
@@ -97,7 +109,7 @@ class TreeRow(NamedTuple):
 def tree_html(columns: Sequence[str], rows: Iterable[TreeRow], hidden: int = 0) -> str:
     """A table of lines that open, with bars. `columns` name the cells, the line and the bars."""
     body = "".join(
-        f"<tr>{''.join(f'<td{_LEFT}>{safe(cell)}</td>' for cell in row.cells)}"
+        f"<tr>{''.join(map(_td, row.cells))}"
         f'<td style="text-align: left; padding-left: {0.5 + 1.5 * row.depth:g}em">{_opening(row)}</td>'
         f"<td{_LEFT}>{_bar(row)}</td></tr>"
         for row in rows
@@ -118,15 +130,12 @@ def _bar(row: TreeRow) -> str:
     begin, length = (100 * min(max(part, 0), 1) for part in row.bar)
     length = max(min(length, 100 - begin), 1)
     style = f"margin-left: {min(begin, 99):.1f}%; width: {length:.1f}%; height: 0.7em; background: currentColor"
-    return (
-        f'<div style="width: 12em" title="{safe(row.title)}"><div style="{style}; opacity: 0.5"></div></div>'
-        f"<small>{safe(row.title)}</small>"
-    )
+    return f'<div style="width: 12em" title="{safe(row.title)}"><div style="{style}; opacity: 0.5"></div></div>'
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, datetime):
-        return second_text(value)
+        return f"{second_text(value)} UTC"
     if isinstance(value, float):
         return f"{value:.6g}"
     if value in (None, (), {}):

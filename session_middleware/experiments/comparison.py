@@ -111,6 +111,9 @@ class Comparison(Value):
         found = ", ".join(f"{count:,} {names[change]}" for change, count in counts.items() if count)
         return f"a = {self.a!r}, b = {self.b!r}: {plural(len(self.steps), 'step')}" + (f", {found}" if found else "")
 
+    def __repr__(self) -> str:
+        return f"<Comparison: {self.summary}>"
+
     def __str__(self) -> str:
         names = max((len(total.name) for total in self.totals), default=0)
         totals = (

@@ -66,6 +66,9 @@ class ReplayReport(Value):
         outcome = "followed the record" if self.followed else f"left it in {plural(len(self.departures), 'place')}"
         return f"replay of session {self.session_id!r}: {', '.join(counts)}; the run {outcome}"
 
+    def __repr__(self) -> str:
+        return f"<ReplayReport: {self.summary}>"
+
     def __str__(self) -> str:
         places = (f"  {departure.kind}: {departure.text}" for departure in self.departures)
         return visible("\n".join((self.summary, *places)))

@@ -7,6 +7,7 @@ labels are in the database, so this also holds after the kernel was restarted.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from IPython.core.error import UsageError
@@ -14,7 +15,7 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 from langgraph.checkpoint.base import create_checkpoint, empty_checkpoint
 
-from session_middleware import Session, SessionError, SessionNotFound, Sessions
+from session_middleware import Session, SessionError, Sessions
 
 _LABEL = "cell"  # of a run, in its metadata
 
@@ -64,8 +65,10 @@ class SessionMagics(Magics):
             try:
                 self._session = sessions.get(current.id)
                 self._begin()
-            except SessionNotFound:
+            except SessionError as error:  # it was deleted, or the database was closed
+                sys.stderr.write(f"%session: {error}\n")
                 self._session = None
+                self._names.pop("config", None)  # has the label of another cell
 
     def _begin(self) -> None:
         """Set the variables, after the turns that this cell took before are left."""

@@ -84,7 +84,7 @@ def plot_waterfall(session: Session, run: Run | str | None = None, *, ax: Axes |
         axes.barh(row, length, left=begin, color=f"C{_KINDS.index(kind)}")
     axes.set_yticks(range(len(bars)), [_text(name) for _, name, *_ in bars])
     axes.invert_yaxis()
-    axes.set(xlabel="milliseconds since the run began", title=_text(f"Run {found.id}"))
+    axes.set(xlabel="milliseconds since the run began", title=_text(f"Run {runs.index(found) + 1} of {session.id}"))
     return axes
 
 

@@ -47,7 +47,7 @@ class _Reader(HTMLParser):
         self.rows: list[list[str]] = []
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
-        table, line = ("table", "thead", "tbody", "tr", "th", "td", "p"), ("details", "summary", "pre", "div", "small")
+        table, line = ("table", "thead", "tbody", "tr", "th", "td", "p"), ("details", "summary", "pre", "div")
         assert tag in (*table, *line), tag
         self.open.append(tag)
         if tag == "tr":
@@ -59,7 +59,7 @@ class _Reader(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open[-1] in ("td", "th", "summary", "pre", "small"):
+        if self.open[-1] in ("td", "th", "summary", "pre"):
             self.rows[-1][-1] += f"\n{data}" if self.open[-1] == "pre" else data
 
 
@@ -69,6 +69,11 @@ def test_a_session_is_one_line_and_in_a_notebook_a_table() -> None:
         assert repr(one) == str(one) == "<Session 't1': active, of 'ada', 'Tea', 0 messages, 0 tool calls>"
         assert repr(sessions.open("t2")) == "<Session 't2': active, nobody's, 0 messages, 0 tool calls>"
         facts = dict(row for row in rows_of(one._repr_html_()) if row)
+        stats, why = (
+            dict(row for row in rows_of(each._repr_html_()) if row) for each in (one.stats(), sessions.explain("t1"))
+        )
+        assert (stats["run count"], stats["cost"]) == ("0", "\N{EN DASH}")
+        assert why["text"].startswith("session 't1': it is active")
     assert (facts["session"], facts["owner"], facts["title"], facts["status"]) == (
         "t1",
         "ada",
@@ -106,14 +111,15 @@ def test_a_timeline_is_one_line_and_in_a_notebook_its_tree() -> None:
     assert repr(Timeline()) == "<Timeline: no records>"
     html = timeline._repr_html_()
     assert [row[2:] for row in rows_of(html)[1:]] == [
-        ["run: ok, 12.5 ms", "12.5 ms"],
+        ["run: ok, 12.5 ms", ""],
         ["user: hello", ""],
         ["tools", ""],
-        ['tool call: search(q="tea") → ok, 2.5 ms: found\narguments: {\n  "q": "tea"\n}\nresult: found', "2.5 ms"],
+        ['tool call: search(q="tea") → ok, 2.5 ms: found\narguments: {\n  "q": "tea"\n}\nresult: found', ""],
         ["event: completed (by_user)", ""],
     ]
     assert re.findall(r"padding-left: ([\d.]+)em", html) == ["0.5", "2", "2", "3.5", "0.5"]
     assert re.findall(r"margin-left: ([\d.]+%); width: ([\d.]+%)", html) == [("0.0%", "100.0%"), ("40.0%", "20.0%")]
+    assert re.findall('title="(.*?)"', html) == ["12.5 ms", "2.5 ms"]
 
 
 def test_a_cost_that_is_not_known_is_a_dash_and_not_zero() -> None:

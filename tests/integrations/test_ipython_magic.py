@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,20 @@ def test_a_restarted_kernel_resumes_by_id(kernel: Callable[[], Cell]) -> None:
         cell("ask('two')", "second")
         assert cell("said()", "look") == ["one", "two"]
         cell("sessions.close()", "close")
+
+
+@pytest.mark.parametrize(("code", "reason"), [("sessions.close()", "closed"), ("session.delete()", "no session")])
+def test_the_end_of_a_session_is_told_once(
+    kernel: Callable[[], Cell], capsys: pytest.CaptureFixture[str], code: str, reason: str
+) -> None:
+    cell = kernel()
+    cell("%session lab --db lab.db", "open")
+    cell(code, "end")
+    assert cell("'config' in dir()", "look") is False
+    assert re.fullmatch(rf"%session: .*{reason}.*\n", capsys.readouterr().err)
+    assert cell("1", "look") == 1
+    assert capsys.readouterr().err == ""
+    assert cell("%session lab --db lab.db", "again").id == "lab"
 
 
 def test_the_notebooks_own_sessions_are_used(kernel: Callable[[], Cell]) -> None:
