@@ -187,6 +187,58 @@ def test_branches_of_both_stay_readable(each_engine: str, sessions: Sessions, cl
     assert len(merged.messages(branch="all")) == len({*line["a"], *left["a"], *line["b"], *left["b"]})
 
 
+def test_merged_messages_remain_when_a_later_message_is_edited_or_answered_again(
+    each_engine: str, sessions: Sessions, clock: Clock
+) -> None:
+    graph = sessions.attach(chat())
+    say(sessions, clock, ("b", "one"), ("a", "two"), ("b", "three"), ("a", "four"), ("b", "five"), graph=chat())
+    merged = sessions.get("a").merge("b")
+    fork = merged.fork()
+    clock.advance(minutes=1)
+    before = ["one", "you said one"]
+    for session in (merged, fork):
+        graph.invoke({"messages": "six"}, session.config())
+        asked = {message.text: message.message_id for message in session.messages()}
+        session.edit(asked["six"], "seven")
+        assert texts(sessions, session.id)[-3:] == ["five", "you said five", "seven"]
+        forked = session.fork(asked["four"])
+        assert texts(sessions, forked.id) == [*before, "two", "you said two", "three", "you said three"]
+        graph.invoke(None, session.edit(asked["two"], "eight"))
+        assert texts(sessions, session.id) == [*before, "eight", "you said eight"]
+        graph.invoke(None, session.switch("main").regenerate(asked["four"]))
+        assert texts(sessions, session.id)[:4] == [*before, "two", "you said two"]
+    assert sessions.check(deep=True) == []
+
+
+def test_messages_before_an_edited_one_are_on_the_branch_that_it_began_on(sessions: Sessions, clock: Clock) -> None:
+    graph = sessions.attach(chat())
+    say(sessions, clock, ("b", "one"), ("a", "two"), ("b", "three"), graph=chat())
+    session = sessions.get("a")
+    first = session.messages()[0].message_id
+    graph.invoke(None, session.regenerate())
+    session.merge("b")
+    assert texts(sessions, "a") == ["one", "you said one", "two", "three", "you said three", "you said two"]
+    assert texts(sessions, "a", branch="main") == ["one", "you said one", "two", "you said two"]
+    session.edit(first, "four")
+    assert texts(sessions, "a") == ["one", "you said one", "four"]
+
+
+def test_branches_of_a_fork_and_of_its_source_have_different_names(sessions: Sessions, clock: Clock) -> None:
+    graph = sessions.attach(chat())
+    say(sessions, clock, ("a", "one"), ("a", "two"), graph=chat())
+    source = sessions.get("a")
+    for _ in range(3):
+        graph.invoke(None, source.regenerate())
+    fork = source.fork(source.messages()[-1].message_id)
+    say(sessions, clock, (fork.id, "three"), graph=chat())
+    graph.invoke(None, fork.edit(fork.messages()[-2].message_id, "four"))
+    lines = [texts(sessions, "a", branch=branch.id) for branch in sessions.get("a").branches()]
+    fork.merge("a")
+    read = [texts(sessions, fork.id, branch=branch.id) for branch in sessions.get(fork.id).branches()]
+    assert all(any(line[-1] == other[-1] for other in read) for line in lines)
+    assert sessions.check(deep=True) == []
+
+
 def test_edited_moved_and_deleted_messages_keep_their_places(
     each_engine: str, sessions: Sessions, clock: Clock
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 ASIDE = "aside"  # flag of a prompt or model output that is in no state and no history
 REPORTED = "told"  # flag of a model call that only the usage in a message implies
+MERGED = "merged"  # flag of a message of a session that was merged into this one, which is in no checkpoint
 SHARED = "shared"  # flag of a subgraph's message that is in the outermost graph's state as well
 OF_MEMORY = {"session_middleware": "memory"}  # artifact of our memory tools' answers, which are not indexed again
 _RECALLED = re.compile(r"<memory-([0-9a-f]{12})>\n.*\n</memory-\1>", re.DOTALL)

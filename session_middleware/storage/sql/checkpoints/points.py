@@ -12,10 +12,9 @@ from typing import NamedTuple
 from session_middleware.errors import InvalidArgument
 from session_middleware.storage.sql.checkpoints.rows import AT, HOME, at
 from session_middleware.storage.sql.connection import Connection
-from session_middleware.storage.sql.record.branches import MAIN, WAITING, Line, line
+from session_middleware.storage.sql.record.branches import EVERYTHING, IS_MERGED, MAIN, WAITING, Line, line
 from session_middleware.storage.types import MessagePoint
 
-EVERYTHING = 2**62
 _POINT = f"""
     checkpoint_id, parent_id, COALESCE(branch, '{MAIN}'), COALESCE(seq, 0), position,
     channels LIKE '%{WAITING}%'
@@ -146,7 +145,10 @@ def _before_message(connection: Connection, session_id: str, at: str, seq: int, 
     while point is not None and point.waits:  # for the message, or for input that was discarded
         point = _parent(connection, session_id, at, point)
     since = 0 if point is None else point.seq
-    sql = "SELECT MIN(seq) FROM messages WHERE session_id = ? AND seq > ? AND seq <= ? AND run_id IS ?"
+    sql = (
+        "SELECT MIN(seq) FROM messages WHERE session_id = ? AND seq > ? AND seq <= ? AND run_id IS ?"
+        f" AND NOT {IS_MERGED}"
+    )
     (brought,) = connection.execute(sql, (session_id, since, seq, run_id)).fetchone()
     branches = [branch for branch, _ in of]
     if point is not None and point.branch in branches:

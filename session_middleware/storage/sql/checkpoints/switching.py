@@ -10,7 +10,7 @@ from session_middleware.storage.sql.checkpoints import latest_checkpoint, points
 from session_middleware.storage.sql.checkpoints.rows import Row, resealed
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.record import questions
-from session_middleware.storage.sql.record.branches import MAIN
+from session_middleware.storage.sql.record.branches import EVERYTHING, MAIN
 from session_middleware.storage.sql.sessions import session_rows
 
 
@@ -22,7 +22,7 @@ def switch(connection: Connection, session_id: str, branch: str) -> SessionInfo:
         raise InvalidArgument("branch", branch, wanted=f"one of: {', '.join(map(repr, known))}")
     changed = "UPDATE sessions SET version = version + 1, branch = ? WHERE id = ?"
     connection.execute(changed, (branch, session_id))
-    tip = points.tip(connection, session_id, [(branch, points.EVERYTHING)])
+    tip = points.tip(connection, session_id, [(branch, EVERYTHING)])
     if tip is None and latest_checkpoint.find(connection, session_id, "") is not None:
         raise InvalidArgument("branch", branch, wanted="a branch whose checkpoints were not deleted, as by prune()")
     if tip is not None:

@@ -8,13 +8,13 @@ history that differs from the recorded one.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
 from session_middleware.models import to_text
 from session_middleware.storage.checkpoint_types import CheckpointPut
-from session_middleware.storage.record_entries import ASIDE, SHARED
+from session_middleware.storage.record_entries import ASIDE, MERGED, SHARED
 from session_middleware.storage.sql.checkpoints.rows import AT, at
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.run_write import RunWrite
@@ -28,8 +28,9 @@ OUTERMOST = f"""
     (checkpoint_ns = '' AND COALESCE(flags, '') NOT LIKE '%"{ASIDE}"%' OR flags LIKE '%"{SHARED}"%'
     OR status = 'incomplete' AND instr(checkpoint_ns, '|') = 0)
 """
+IS_MERGED = f"""(COALESCE(flags, '') LIKE '%"{MERGED}"%')"""
 
-_EVERYTHING = 2**62
+EVERYTHING = 2**62
 
 
 def branch_of(write: SessionWrite, run: RunWrite) -> str:
@@ -57,12 +58,17 @@ def line(connection: Connection, session_id: str, branch: str) -> Line:
     if branch != MAIN:
         rows = connection.execute("SELECT id, parent_id, parent_seq FROM branches WHERE session_id = ?", (session_id,))
         parents = {child: (parent, seq) for child, parent, seq in rows}
-    found, upto = [(branch, _EVERYTHING)], _EVERYTHING
+    found, upto = [(branch, EVERYTHING)], EVERYTHING
     while branch in parents and len(found) <= len(parents):
         branch, seq = parents[branch]
         upto = min(upto, seq)
         found.append((branch, upto))
     return found
+
+
+def holder(of: Line, seq: int) -> str:
+    """The branch of a line that contains this place of the record."""
+    return next(branch for branch, upto in reversed(of) if seq <= upto)
 
 
 class BranchPoint(NamedTuple):
@@ -168,7 +174,7 @@ _OTHER_ROOT = """
 
 def _part(write: SessionWrite, run: RunWrite, parent: str, seq: int, now: datetime) -> str:
     """Begin a branch for a run, and move the run's messages after `seq` to it."""
-    branch = begin(write, run, parent, seq, now)
+    branch = begin(write, run, parent, _with_merged(write, run.session_id, parent, seq), now)
     if run.run_id is not None:
         write.state.message_rows.clear()
         write.execute(
@@ -178,16 +184,39 @@ def _part(write: SessionWrite, run: RunWrite, parent: str, seq: int, now: dateti
     return branch
 
 
+def _with_merged(write: SessionWrite, session_id: str, branch: str, seq: int) -> int:
+    """The seq of the last message of merged sessions that follows this one directly, or else this seq.
+
+    Such messages are in no checkpoint, so the one that a branch begins with does not count them.
+    """
+    row = write.query(_MERGED_NEXT, {"session": session_id, "branch": branch, "seq": seq}).fetchone()
+    return seq if row is None or row[0] is None else int(row[0])
+
+
+_MERGED_NEXT = f"""
+    SELECT MAX(seq) FROM messages WHERE session_id = :session AND branch = :branch AND seq > :seq
+    AND {IS_MERGED} AND seq < COALESCE((
+        SELECT MIN(seq) FROM messages
+        WHERE session_id = :session AND branch = :branch AND seq > :seq AND NOT {IS_MERGED}
+    ), {EVERYTHING})
+"""
+
+
 def begin(write: SessionWrite, run: RunWrite, parent: str, seq: int, now: datetime) -> str:
     """Begin a branch that contains its parent's messages up to `seq`."""
     rows = write.query("SELECT id FROM branches WHERE session_id = ?", (run.session_id,)).fetchall()
-    taken = {found for (found,) in rows}  # a fork has some of its parent's branches
-    branch = next(name for number in itertools.count(len(taken) + 2) if (name := f"branch-{number}") not in taken)
+    branch = next(new_names({found for (found,) in rows}))
     write.execute(
         "INSERT INTO branches (session_id, id, parent_id, parent_seq, run_id, created_at) VALUES (?, ?, ?, ?, ?, ?)",
         (run.session_id, branch, parent, seq, run.run_id, to_text(now)),
     )
     return branch
+
+
+def new_names(taken: Collection[str]) -> Iterator[str]:
+    """Names for new branches. A fork has some of its parent's branches, so their number is not the highest one."""
+    names = (f"branch-{number}" for number in itertools.count(len(taken) + 2))
+    return (name for name in names if name not in taken)
 
 
 def follow_parent(write: SessionWrite, session_id: str, branch: str, seq: int, message_id: str) -> bool:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, count
+from itertools import accumulate
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 from session_middleware.errors import InvalidArgument, SessionBusy
 from session_middleware.models import SessionInfo, to_text
+from session_middleware.storage.record_entries import MERGED as FLAG
 from session_middleware.storage.sql import checks
 from session_middleware.storage.sql.checkpoints import checkpoints
 from session_middleware.storage.sql.checkpoints.pruning import free_unused
@@ -193,7 +194,11 @@ def _join_records(connection: Connection, primary: SessionInfo, secondary: Sessi
     ids = primary.id, secondary.id
     records = [connection.execute(_SEQS, {"own": each}).fetchall() for each in ids]
     segments = interleaved([[Place(*row) for row in record] for record in records])
-    names = _join_branches(connection, primary, secondary, segments)
+    line = [
+        (branch, upto if upto == branches.EVERYTHING else moved(segments[0], upto))
+        for branch, upto in branches.line(connection, primary.id, primary.branch)
+    ]
+    names = _join_branches(connection, primary, secondary, segments, line)
     changes = [_changes(connection, *each) for each in zip(ids, segments, ({}, names), strict=True)]
     for session_id, own in zip(ids, segments, strict=True):
         for segment in own:
@@ -204,6 +209,8 @@ def _join_records(connection: Connection, primary: SessionInfo, secondary: Sessi
         connection.execute(_MOVE_CHECKPOINTS, segment._asdict() | {"primary": primary.id, "home": primary.home})
     for statement in _FLIP:
         connection.execute(statement, {"primary": primary.id, "home": primary.home})
+    for branch, upto in reversed(line):
+        connection.execute(_PLACE, (branch, primary.id, upto))
     for update, rows in (each for own in changes for each in own):
         connection.executemany(update, [(*row, primary.id, seq) for seq, *row in rows])
 
@@ -226,6 +233,11 @@ _MOVE_CHECKPOINTS = """
     UPDATE checkpoints SET seq = -(seq + :shift)
     WHERE home = :home AND session_id = :primary AND seq BETWEEN :first AND :last
 """
+_FLAG = f"""
+    UPDATE messages SET flags = COALESCE(substr(flags, 1, length(flags) - 1) || ', ', '[') || '"{FLAG}"]'
+    WHERE session_id = ? AND NOT {branches.IS_MERGED}
+"""
+_PLACE = "UPDATE messages SET branch = ? WHERE session_id = ? AND branch = '~' AND seq <= ?"
 _FLIP = (
     *(f"UPDATE {table} SET seq = -seq WHERE session_id = :primary AND seq < 0" for table in _TIMES),
     "UPDATE checkpoints SET seq = -seq WHERE home = :home AND session_id = :primary AND seq < 0",
@@ -264,9 +276,13 @@ def _changes(
 
 
 def _join_branches(
-    connection: Connection, primary: SessionInfo, secondary: SessionInfo, segments: Sequence[Sequence[Segment]]
+    connection: Connection,
+    primary: SessionInfo,
+    secondary: SessionInfo,
+    segments: Sequence[Sequence[Segment]],
+    place: branches.Line,
 ) -> dict[str, str]:
-    """Let the current branch of the secondary be a part of the primary's, and its others begin there.
+    """Let the current branch of the secondary be a part of the primary's line `place`, and its others begin there.
 
     Returns the new names of the secondary's branches, as far as their messages have left the conversation.
     """
@@ -287,21 +303,21 @@ def _join_branches(
             if branch not in own:
                 break
             branch, at = own[branch][:2]
-    numbers = count(len(known) + 2)
-    names = {branch: f"branch-{next(numbers)}" for branch in [branches.MAIN, *own] if branch in used}
+    free = branches.new_names({row[0] for row in known})
+    names = {branch: next(free) for branch in [branches.MAIN, *own] if branch in used}
     for branch, name in names.items():
         parent, at, run_id, created_at = own.get(branch, (None, 0, None, to_text(secondary.created_at)))
         if branch in line:  # its messages after this one are not of the conversation
             parent, at = None, line[branch]
         elif parent in line and at <= line[parent]:
             parent = None
-        place = primary.branch if parent is None else names[parent]
+        at = moved(segments[1], at)
         connection.execute(
             "INSERT INTO branches (session_id, id, parent_id, parent_seq, run_id, created_at)"
             " VALUES (?, ?, ?, ?, ?, ?)",
-            (primary.id, name, place, moved(segments[1], at), run_id, created_at),
+            (primary.id, name, branches.holder(place, at) if parent is None else names[parent], at, run_id, created_at),
         )
-    _rename_branches(connection, secondary.id, line, names, primary.branch)
+    _rename_branches(connection, secondary.id, line, names)
     return names
 
 
@@ -309,19 +325,25 @@ _LAST_OF_BRANCHES = "SELECT branch, MAX(seq) FROM messages WHERE session_id = ? 
 
 
 def _rename_branches(
-    connection: Connection, session_id: str, line: Mapping[str, int], names: Mapping[str, str], current: str
+    connection: Connection, session_id: str, line: Mapping[str, int], names: Mapping[str, str]
 ) -> None:
-    """Rename the branches of messages. A new name has a prefix until all are renamed, because it may be an old one."""
+    """Rename the branches of messages; those of the conversation get ``"~"``, until their places are known.
+
+    A new name has a prefix until all are renamed, because it may be an old one.
+    """
+    connection.execute(_FLAG, (session_id,))
     for branch, upto in line.items():
         connection.execute(
-            "UPDATE messages SET branch = ? WHERE session_id = ? AND branch = ? AND seq <= ?",
-            (f"~{current}", session_id, branch, upto),
+            "UPDATE messages SET branch = '~' WHERE session_id = ? AND branch = ? AND seq <= ?",
+            (session_id, branch, upto),
         )
     connection.executemany(
         "UPDATE messages SET branch = ? WHERE session_id = ? AND branch = ?",
         [(f"~{name}", session_id, branch) for branch, name in names.items()],
     )
-    connection.execute("UPDATE messages SET branch = substr(branch, 2) WHERE session_id = ?", (session_id,))
+    connection.execute(
+        "UPDATE messages SET branch = substr(branch, 2) WHERE session_id = ? AND branch != '~'", (session_id,)
+    )
 
 
 # All else
