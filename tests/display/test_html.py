@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from typing import Any
 
+import pytest
+
 from session_middleware import Sessions
 from session_middleware.display.html import MAX_ROWS, Rows
 from session_middleware.models import Event, Message, Run, SessionInfo, ToolCall, Usage
@@ -130,6 +132,7 @@ def test_a_cost_that_is_not_known_is_a_dash_and_not_zero() -> None:
 
 
 def test_lists_become_data_frames_with_a_column_for_each_field() -> None:
+    pytest.importorskip("pandas")
     with Sessions(":memory:") as sessions:
         with sessions.open("t1", user_id="ada") as one:
             one.add({"role": "user", "content": "hello"})
