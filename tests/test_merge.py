@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 from langchain_core.messages import HumanMessage
 
-from session_middleware import InvalidArgument, SessionAccessDenied, SessionBusy, SessionNotFound, Sessions
+from session_middleware import (
+    InvalidArgument,
+    SessionAccessDenied,
+    SessionBusy,
+    SessionExists,
+    SessionNotFound,
+    Sessions,
+)
 from session_middleware.models import Event
 from tests.conftest import Clock
 from tests.support.agents import approval, chat, tool_graph
@@ -74,6 +81,9 @@ def test_the_old_id_finds_and_runs_the_primary(each_engine: str, sessions: Sessi
         graph.invoke({"messages": "mine?"}, sessions.config("b", user_id="eve"))
     asyncio.run(graph.ainvoke({"messages": "five"}, sessions.config("b", user_id="ann")))
     assert texts(sessions, "a")[-4:] == ["four", "you said four", "five", "you said five"]
+    for taken in ("b", "c"):
+        with pytest.raises(SessionExists, match=f"'{taken}' exists already; resume it"):
+            sessions.get("a").fork(id=taken)
     sessions.memory(sessions.config("c", user_id="ann")).remember("a fact")
     assert [memory.text for memory in sessions.get("a").memory.list()] == ["a fact"]
     assert sessions.count() == 1

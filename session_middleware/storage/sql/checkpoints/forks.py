@@ -75,9 +75,11 @@ def _copy_line(connection: Connection, key: tuple[int, str, str], upto: points.P
 
 def _insert(connection: Connection, source: SessionInfo, target_id: str, rules: EngineContext, now: datetime) -> None:
     tombstone = tombstones.find(connection, target_id)
-    if tombstone is not None and (tombstone.archive is not None or tombstone.user_id not in (None, source.user_id)):
-        # the id belongs to the owner of the deleted session, who alone is told that it is archived
-        raise SessionExists(target_id, archived=tombstone.user_id == source.user_id and tombstone.archive is not None)
+    if tombstone is not None:
+        is_theirs, is_archived = tombstone.user_id in (None, source.user_id), tombstone.archive is not None
+        if not is_theirs or is_archived or tombstone.merged_into is not None:
+            # the id belongs to the owner of the deleted session, who alone is told that it is archived
+            raise SessionExists(target_id, archived=is_archived and tombstone.user_id == source.user_id)
     endings.make_room(connection, source.user_id, rules, now)
     connection.execute(
         "INSERT INTO sessions (id, home, family_id, parent_id, user_id, group_id, visibility, opened_as, reason,"
