@@ -220,7 +220,7 @@ class SessionAccess:
         return self._operator._delete(lifecycle.session_id_of(session_id), self._storage, self._identity)
 
     def _claim(self, session_id: object, user_id: str) -> Session:
-        chosen = lifecycle.session_id_of(session_id)
+        chosen = self._operator._primary_of(lifecycle.session_id_of(session_id))
         self._operator._flush(chosen)
         return self._session(self._storage.claim_session(chosen, user_id))
 

@@ -58,6 +58,9 @@ def test_a_visitor_s_session_is_claimed_once_with_its_forks(sessions: Sessions) 
     graph.invoke(human("hi"), claimed.config())
     with pytest.raises(SessionAccessDenied):
         graph.invoke(human("hi"), sessions.config("t"))
+
+    sessions.open("visit-1").merge(sessions.open("visit-2"))
+    assert bob.claim("visit-2").id == "visit-1"
     assert len(alice.get("t").messages()) == 6
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
+from langgraph.types import Command
 
 from session_middleware import (
     InvalidArgument,
@@ -161,6 +162,31 @@ def test_a_fork_is_merged_back_and_other_forks_stay_whole(each_engine: str, sess
     parent = sessions.get("other").merge("a")
     assert parent.parent_id is None
     assert [message.text for message in parent.messages() if message.role == "user"] == [*asked, "two"]
+    assert sessions.check(deep=True) == []
+
+
+def test_what_both_have_executed_and_answered_by_themselves_is_kept(each_engine: str, sessions: Sessions) -> None:
+    graph = sessions.attach(tool_graph())
+    graph.invoke({"messages": "ask for tea"}, sessions.config("a"))
+    sessions.get("a").fork(id="fork")
+    for session_id, answer in (("fork", "no"), ("a", "yes")):
+        graph.invoke(Command(resume=answer), sessions.config(session_id))
+    waiting = sessions.get("a").fork(at=sessions.get("a").runs()[-1], id="waiting")
+    waiting.fork(id="never answered")
+    history = graph.get_state(sessions.config("a")).values["messages"]
+    graph.invoke({"messages": [*history, HumanMessage("thanks")]}, sessions.config("told"))
+    for other in ("fork", "told", "never answered"):
+        merged = sessions.get("a").merge(other)
+    executed = {call.result: call.attempt for call in merged.tool_calls() if call.status == "ok"}
+    assert executed == {"tea: no": 3, "tea: yes": 2}  # the first attempt asked
+    assert merged.tool_call_count == 3
+    assert [(one.answer, one.status) for one in merged.questions()] == [("yes", "answered"), ("no", "answered")]
+
+    merged = waiting.merge("a")
+    assert sorted(one.status for one in merged.questions()) == ["answered", "answered", "open"]
+    graph.invoke(Command(resume="later"), merged.config())
+    assert sessions.get("waiting").waiting_count == 0
+    assert merged.tool_calls()[-1].attempt != 3
     assert sessions.check(deep=True) == []
 
 

@@ -4,7 +4,8 @@ The rows of both records get new seqs, in the order of time, and each record kee
 back. Successive rows of one session keep their distances, so each such segment is moved by one statement per table.
 Moved rows have negative seqs until all rows are moved, so that no two rows have the same.
 
-A row that both sessions have, such as a message that a fork was given, is one row: that of the primary.
+A row that both sessions have, such as a message that a fork was given, is one row: that of the primary. Executions of
+one requested call in both are two rows, and so are two answers to one question.
 """
 
 from __future__ import annotations
@@ -112,16 +113,31 @@ _RENAME = f"UPDATE messages SET message_id = {_NEW_ID} WHERE session_id = :secon
 _RENAME_CALLS = (
     f"UPDATE {{table}} SET message_id = {_NEW_ID} WHERE session_id = :secondary AND message_id IN ({_OTHER})"
 )
+# A session that was only given the history of another one has the id of the tool's message instead of the execution's.
+_SAME_EXECUTION = """
+    SELECT 1 FROM tool_calls AS known WHERE known.session_id = :primary AND (
+        known.execution_id = tool_calls.execution_id
+        OR known.tool_call_id = tool_calls.tool_call_id AND known.message_id = tool_calls.message_id AND EXISTS (
+            SELECT 1 FROM messages WHERE session_id = :primary AND message_id = tool_calls.execution_id
+            UNION ALL SELECT 1 FROM messages WHERE session_id = :secondary AND message_id = known.execution_id
+        )
+    )
+"""
+_ATTEMPTS = """
+    SELECT COALESCE(MAX(attempt), 0) FROM tool_calls AS known WHERE known.session_id = :primary
+    AND known.tool_call_id = tool_calls.tool_call_id AND known.message_id = tool_calls.message_id
+"""
 _KNOWN = (
     "UPDATE questions SET status = 'dropped' WHERE session_id = :secondary AND status = 'open'",  # its state is deleted
-    "DELETE FROM questions WHERE session_id = :secondary"
-    " AND interrupt_id IN (SELECT interrupt_id FROM questions WHERE session_id = :primary)",
+    "DELETE FROM questions WHERE session_id = :secondary AND EXISTS (SELECT 1 FROM questions AS known"
+    " WHERE known.session_id = :primary AND known.interrupt_id = questions.interrupt_id"
+    " AND (questions.status != 'answered' OR known.answered_at = questions.answered_at))",  # else it has another answer
+    "UPDATE questions SET checkpoint_id = NULL WHERE session_id = :secondary",  # it was deleted
+    f"DELETE FROM tool_calls WHERE session_id = :secondary AND EXISTS ({_SAME_EXECUTION})",
+    f"UPDATE tool_calls SET attempt = -(attempt + ({_ATTEMPTS})) WHERE session_id = :secondary",
+    "UPDATE tool_calls SET attempt = -attempt WHERE session_id = :secondary",
     "DELETE FROM messages WHERE session_id = :secondary"
     " AND message_id IN (SELECT message_id FROM messages WHERE session_id = :primary)",
-    "DELETE FROM tool_calls WHERE session_id = :secondary AND (EXISTS (SELECT 1 FROM tool_calls AS known"
-    " WHERE known.session_id = :primary AND known.execution_id = tool_calls.execution_id)"
-    " OR EXISTS (SELECT 1 FROM tool_calls AS known WHERE known.session_id = :primary"
-    " AND known.tool_call_id = tool_calls.tool_call_id AND known.message_id = tool_calls.message_id))",
     "DELETE FROM model_calls WHERE session_id = :secondary"
     " AND id IN (SELECT id FROM model_calls WHERE session_id = :primary)",
     "DELETE FROM runs WHERE session_id = :secondary AND id IN (SELECT id FROM runs WHERE session_id = :primary)",
