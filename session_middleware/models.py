@@ -16,6 +16,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from session_middleware.display.html import UNKNOWN, facts_html, fields_html, rows_html
 from session_middleware.display.text import (
     arguments_text,
+    call_text,
     detail_text,
     duration_text,
     json_text,
@@ -290,9 +291,7 @@ class Message(Record):
     created_at: datetime
 
     def describe(self, *, full: bool = False) -> str:
-        calls = (
-            f"asks for {call.get('name')}({arguments_text(call.get('args'), full=full)})" for call in self.tool_calls
-        )
+        calls = (f"asks for {call_text(call.get('name'), call.get('args'), full=full)}" for call in self.tool_calls)
         notes = {"incomplete": self.status == "incomplete", "edited later": self.replaced_by is not None}
         notes[self.branch] = self.branch != "main"
         return " ".join(
@@ -351,7 +350,7 @@ class ToolCall(Record):
 
     def describe(self, *, full: bool = False) -> str:
         outcome = json_text(self.error if self.error is not None else self.result, full=full)
-        call = f"{self.name}({arguments_text(self.arguments, full=full)}) → {self.status}"
+        call = f"{call_text(self.name, self.arguments, full=full)} → {self.status}"
         attempt = f"attempt {self.attempt}" if self.attempt > 1 else None
         return _joined(call, attempt, _took(self.duration_ms), outcome=outcome)
 

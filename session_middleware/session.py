@@ -261,7 +261,7 @@ class Session(SessionFields):
         message = self._storage.find_message(self.id, message_id)
         if message is None:
             editing.refuse(message_id, "the id of a message of this session")
-        if not turns.is_question(message):
+        if not turns.is_from_user(message):
             editing.refuse(message_id, f"a message of a user; this one is of role {message.role!r}: regenerate() it")
 
         def put() -> RunnableConfig:
@@ -292,8 +292,8 @@ class Session(SessionFields):
             editing.refuse(message_id, "the id of a message of this session")
         branch, place = at
         answer, begin = found[branch][place], turns.begin_of_turn(found[branch], place)
-        asked = answer if turns.is_question(answer) else found[branch][begin - 1] if begin else None
-        if asked is None or not turns.is_question(asked):
+        asked = answer if turns.is_from_user(answer) else found[branch][begin - 1] if begin else None
+        if asked is None or not turns.is_from_user(asked):
             editing.refuse(message_id, "a message that answers one of a user")
         point = self._storage.find_message_point(self.id, asked.message_id, branch)
         checkpoint_id = None if point is None else point.checkpoint_id
@@ -490,9 +490,7 @@ class Session(SessionFields):
         self._flush(after, limit)
         return Rows(self._storage.list_records(kind, self.id, after=after, limit=limit), of=kind)
 
-    def _part(
-        self, after: int, before: int | None, limit: int | None, last: int | None, *, subgraphs: bool = True
-    ) -> Part:
+    def _part(self, after: int, before: int | None, limit: int | None, last: int | None, *, subgraphs: bool) -> Part:
         """The part of the record to read. What this session has buffered is committed first."""
         self._flush(after, limit)
         if before is not None:
@@ -635,7 +633,7 @@ class Session(SessionFields):
         following = self._following(after, until)
         return afollow(following, self._offload, timeout=duration_of("timeout", timeout), until=until)
 
-    def _following(self, after: int, until: object = None) -> Following:
+    def _following(self, after: int, until: object) -> Following:
         validation.check_seq(after)
         if until is not None:
             validation.check_callable("until", until, "a function of a record, which is true after the last one")

@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_PAGE = 500  # sessions that are read at a time
+
 
 @validation.suggesting
 class SessionAccess:
@@ -267,12 +269,12 @@ class SessionAccess:
                 owned = SessionFilter(user_id=where.user_id)
                 namespace = () if where == SessionFilter() else ("user", str(where.user_id)) if where == owned else None
                 return self._storage.export_sessions(target, where, memories=namespace, progress=report)
-            return write_all(self._pages(**filters), target, format, self.count(**filters), report)
+            return write_all(self._each(**filters), target, format, self.count(**filters), report)
 
-    def _pages(self, **filters: Unpack[validation.SessionFilters]) -> Iterator[Session]:
-        """All sessions that `list` finds, read a page at a time."""
+    def _each(self, **filters: Unpack[validation.SessionFilters]) -> Iterator[Session]:
+        """All sessions that `list` finds, read in pages."""
         after: Session | None = None
-        while page := self.list(after=after, **filters):
+        while page := self.list(limit=_PAGE, after=after, **filters):
             yield from page
             after = page[-1]
 

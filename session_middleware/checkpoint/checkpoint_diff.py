@@ -25,7 +25,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.constants import END, START
 
 from session_middleware.checkpoint.codec import dump, dump_list, input_name, is_input
-from session_middleware.checkpoint.langchain_messages import id_of, is_answer, is_message, is_question
+from session_middleware.checkpoint.langchain_messages import id_of, is_from_assistant, is_from_user, is_message
 from session_middleware.checkpoint.packing import MESSAGES, array_header, is_plain, pack, pack_natively
 from session_middleware.checkpoint.parent_cache import CachedCheckpoint, CachedListRef, Fingerprints
 from session_middleware.checkpoint.serde import StrictSerializer
@@ -167,14 +167,14 @@ class CheckpointDiff:
     def _is_of_this_run(self, name: str, value: list[Any], found: array[int], parent: CachedListRef | None) -> bool:
         """Whether a list is only this run's input with its answer, or the last answer again, and not a conversation.
 
-        A conversation also contains the earlier questions. The input may be one question or its text, not in a list.
+        A conversation also contains the earlier inputs. The input may be one message or its text, not in a list.
         """
-        questions = len(self._input) if name != START and found[: len(self._input)] == self._input else 0
+        inputs = len(self._input) if name != START and found[: len(self._input)] == self._input else 0
         is_same = parent is not None and found == parent.fingerprints
         is_extended = parent is not None and not is_same and found[: len(parent.fingerprints)] == parent.fingerprints
-        if name != START and not (self._input or is_extended) and len(value) > 1 and is_question(value[0]):
-            questions = 1
-        return (questions > 0 or is_same) and all(map(is_answer, value[questions:]))
+        if name != START and not (self._input or is_extended) and len(value) > 1 and is_from_user(value[0]):
+            inputs = 1
+        return (inputs > 0 or is_same) and all(map(is_from_assistant, value[inputs:]))
 
 
 _message_of, _fingerprint_of = itemgetter(0), itemgetter(1)

@@ -17,7 +17,7 @@ from langgraph.checkpoint.base import Checkpoint, CheckpointMetadata, Checkpoint
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.constants import START
 
-from session_middleware.checkpoint.langchain_messages import id_of, is_question
+from session_middleware.checkpoint.langchain_messages import id_of, is_from_user
 from session_middleware.errors import InvalidArgument
 from session_middleware.storage.types import MessagePoint
 
@@ -149,7 +149,7 @@ def _count(given: Any) -> int:
 def _edited_input(value: Any, message: tuple[str, str], text: str, edited: list[BaseMessage]) -> Any:
     """An input with the message edited, by its id or else by its text; ``None`` if it is not found."""
     message_id, said = message
-    if is_question(value):
+    if is_from_user(value):
         if id_of(value) != message_id and (id_of(value) is not None or _text_of(value) != said):
             return None
         changed = _with_text(value, text)

@@ -21,14 +21,14 @@ def is_message(element: Any) -> bool:
     return issubclass(type(element), BaseMessage) or (type(element) is dict and _is_in_openai_format(element))
 
 
-def is_answer(element: Any) -> bool:
+def is_from_assistant(element: Any) -> bool:
     """Whether an element is an assistant's message."""
     if type(element) is dict:
         return is_message(element) and element["role"] == "assistant"
     return isinstance(element, AIMessage)
 
 
-def is_question(element: Any) -> bool:
+def is_from_user(element: Any) -> bool:
     """Whether an element is a user's message."""
     if type(element) is dict:
         return is_message(element) and element["role"] == "user"

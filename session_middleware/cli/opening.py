@@ -30,7 +30,6 @@ from session_middleware.storage.sqlite.files import check_path
 
 _OWN_TABLES = "SELECT 1 FROM sqlite_master WHERE name IN ('sessions', 'list_items')"
 _SHOWN_IDS = 5  # that begin alike
-_PAGE = 500  # sessions of one read
 
 
 class _OperatorSessions(Sessions):
@@ -176,14 +175,6 @@ def session_of(sessions: Sessions, given: str) -> Session:
     return sessions.get(id_of(sessions, given))
 
 
-def each_session(sessions: Sessions, where: Mapping[str, Any]) -> Iterator[Session]:
-    """All sessions that a filter finds, in pages."""
-    page: Sequence[Session] = sessions.list(limit=_PAGE, **where)
-    while page:
-        yield from page
-        page = sessions.list(limit=_PAGE, after=page[-1], **where) if len(page) == _PAGE else ()
-
-
 def chosen_sessions(
     sessions: Sessions, given: Sequence[str], where: Mapping[str, Any], *, whole: bool = False
 ) -> list[Session]:
@@ -195,7 +186,7 @@ def chosen_sessions(
             else "name sessions by their ids, or by filters such as --tag"
         )
     if where:
-        return list(each_session(sessions, where))
+        return list(sessions._each(**where))
     return [sessions.get(id_of(sessions, each, whole=whole)) for each in dict.fromkeys(given)]
 
 

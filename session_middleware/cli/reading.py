@@ -145,12 +145,10 @@ def search(
 
 def _found(sessions: Sessions, where: Mapping[str, Any], limit: int, **asked: Any) -> Iterator[SearchHit]:
     """The results in sessions that the other filters find."""
-    from session_middleware.cli.opening import each_session
-
     if not where:
         yield from sessions.search(limit=limit, **asked)
         return
-    ids = {session.id for session in each_session(sessions, where)}
+    ids = {session.id for session in sessions._each(**where)}
     offset = left = 0
     while left < limit and (page := sessions.search(limit=200, offset=offset, **asked)):
         offset += len(page)
@@ -167,7 +165,7 @@ def _found(sessions: Sessions, where: Mapping[str, Any], limit: int, **asked: An
 def stats(sessions: Sessions, session_id: str | None, where: dict[str, Any], output: str | None) -> None:
     """Sum up a session, or all sessions that the filters find."""
     from session_middleware.cli.health import facts_grid
-    from session_middleware.cli.opening import each_session, session_of
+    from session_middleware.cli.opening import session_of
 
     if session_id is not None:
         if where:
@@ -175,7 +173,7 @@ def stats(sessions: Sessions, session_id: str | None, where: dict[str, Any], out
         session = session_of(sessions, session_id)
         facts = {"session_id": session.id, **session.stats().model_dump(mode="python")}
     else:
-        facts = _sums(each_session(sessions, where))
+        facts = _sums(sessions._each(**where))
     tools = ", ".join(f"{name} {count:,}" for name, count in facts.get("tools", {}).items())
     print_result(facts, facts_grid(facts | {"tools": tools or None}), output)
 

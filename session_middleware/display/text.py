@@ -45,6 +45,11 @@ def arguments_text(value: Any, *, full: bool = False) -> str:
     return text if full else shortened(text, SHORT_PART)
 
 
+def call_text(name: object, arguments: Any, *, full: bool = False) -> str:
+    """A tool call as it is written in Python: ``search(query="tea")``."""
+    return f"{name}({arguments_text(arguments, full=full)})"
+
+
 def json_text(value: Any, *, full: bool = False) -> str:
     """A recorded value as text: a text unchanged, ``None`` as an empty text, any other value as JSON."""
     if value is None:

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from session_middleware.display.frames import data_frame
 from session_middleware.display.html import MAX_ROWS, paragraph_html, table_html
-from session_middleware.display.text import arguments_text, duration_text, json_text, plural, shortened, visible
+from session_middleware.display.text import call_text, duration_text, json_text, plural, shortened, visible
 from session_middleware.experiments.differences import differences, key_of
 from session_middleware.models import Message, ModelCall, Stats, ToolCall, Value
 
@@ -51,7 +51,7 @@ class Step(Value):
             asks = f" (asks for {', '.join(self.requests)})" if self.requests else ""
             return shortened(f"{self.kind}: {self.text}", _LINE_CHARACTERS) + asks
         outcome = json_text(self.result if self.error is None else self.error)
-        call = f"{self.name}({arguments_text(self.arguments)}) → {self.status}"
+        call = f"{call_text(self.name, self.arguments)} → {self.status}"
         return f"{call}: {outcome}" if outcome else call
 
     @property

@@ -16,7 +16,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.tools import BaseTool, tool
 from langgraph.errors import GraphBubbleUp
 
-from session_middleware.display.text import arguments_text, plural
+from session_middleware.display.text import call_text, plural
 from session_middleware.errors import InvalidArgument, SessionError
 from session_middleware.experiments.answers import is_withheld, problem_of
 from session_middleware.experiments.current_branch import current_branch
@@ -128,7 +128,7 @@ class Replay:
         nearest = "" if found else self._nearest(made)
         raise NotOnRecord(
             self.session_id,
-            f"{name}({arguments_text(arguments)}) was not executed, because {problem}{nearest}",
+            f"{call_text(name, arguments)} was not executed, because {problem}{nearest}",
             advice="execute such calls with sessions.replay(…, on_missing='run'), or correct the agent",
         )
 
@@ -158,7 +158,7 @@ class Replay:
         nearest = max(self._calls, key=by, default=None)
         if nearest is None:
             return ""
-        place = f"{nearest.name}({arguments_text(nearest.arguments)}) (seq {nearest.seq})"
+        place = f"{call_text(nearest.name, nearest.arguments)} (seq {nearest.seq})"
         if nearest.name == made.name and key_of(nearest.arguments) == key_of(made.arguments):
             return f" once more: {place} has answered already"
         is_redacted = any(flag.startswith("redacted") for flag in nearest.flags)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from session_middleware.display.html import paragraph_html, rows_html
-from session_middleware.display.text import arguments_text, plural, visible
+from session_middleware.display.text import call_text, plural, visible
 from session_middleware.experiments.answers import problem_of
 from session_middleware.experiments.differences import differences, likeness
 from session_middleware.models import ToolCall, Value
@@ -106,7 +106,7 @@ def report_of(
 
 
 def _line(call: ToolCall | MadeCall) -> str:
-    return f"{call.name}({arguments_text(call.arguments)})"
+    return call_text(call.name, call.arguments)
 
 
 def _unanswered(made: Sequence[MadeCall], unmade: list[ToolCall]) -> Iterator[Departure]:

@@ -1,7 +1,7 @@
-"""Query rewriting without a model: completes a question from the texts before it. Pure functions.
+"""Query rewriting without a model: completes a query from the texts before it. Pure functions.
 
-"And how much is that one?" has no word to search for. A question that refers to earlier texts, or has no words of its
-own, gets the words that were frequent in the last turns, names and numbers first. Any other question is unchanged,
+"And how much is that one?" has no word to search for. A query that refers to earlier texts, or has no words of its
+own, gets the words that were frequent in the last turns, names and numbers first. Any other query is unchanged,
 however short, because words of other subjects would change what it asks.
 """
 
@@ -33,7 +33,7 @@ _FILLERS = """
     hope want need know think say tell look see get go come make take give thing things lot really maybe today help
     much many long often far
 """
-_TURNS = 6  # messages before the question that it may refer to
+_TURNS = 6  # messages before the query that it may refer to
 _FADES = 0.7  # the weight of a word of the exchange before, relative to the next
 _STANDS_OUT = 1.5
 
@@ -45,13 +45,13 @@ def filler_terms() -> frozenset[str]:
 
 
 def complete(query: str, before: Sequence[str], *, most: int = 5) -> str:
-    """The question, with words of the texts `before` it, oldest first, if it depends on them.
+    """The query, with words of the texts `before` it, oldest first, if it depends on them.
 
-    At most `most` words, and one less for each word of the question that is no filler, so that its own words count
+    At most `most` words, and one less for each word of the query that is no filler, so that its own words count
     more.
     """
     before = [text for text in before if text.strip()]
-    if before and before[-1].strip() == query.strip():  # the question has already been recorded
+    if before and before[-1].strip() == query.strip():  # the query has already been recorded
         before = before[:-1]
     if not before or not depends_on_context(query):
         return query
@@ -72,7 +72,7 @@ def complete(query: str, before: Sequence[str], *, most: int = 5) -> str:
 
 
 def depends_on_context(query: str) -> bool:
-    """Whether a question has only fillers, is a fragment, or has a word that refers to earlier texts."""
+    """Whether a query has only fillers, is a fragment, or has a word that refers to earlier texts."""
     words = words_in(query)
     if all(term in filler_terms() for term in terms_of(query)):
         return True

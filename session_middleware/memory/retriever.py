@@ -78,7 +78,7 @@ class MemoryRetriever(SessionRetriever):
         return {"scopes": self.scopes, "kinds": self.kinds, "roles": self.roles, "always": self.always}
 
 
-Complete: TypeAlias = Callable[[str, Sequence[str]], str]  # of the question and the texts before it, oldest first
+Complete: TypeAlias = Callable[[str, Sequence[str]], str]  # of the query and the texts before it, oldest first
 
 _SCORES = ("score", "relevance_score", "similarity_score", "_score")  # metadata keys that retrievers use
 
@@ -86,7 +86,7 @@ _SCORES = ("score", "relevance_score", "similarity_score", "_score")  # metadata
 class AugmentedRetriever(MemoryRetriever):
     """The documents of `retriever` and the memories of the session in one list, best first.
 
-    Items remembered with ``always=True`` come before all others. A question that depends on the last turns of the
+    Items remembered with ``always=True`` come before all others. A query that depends on the last turns of the
     session is completed from them. The scores of documents and of memories become shares of the best of their kind;
     each text comes once, within a token budget. ``metadata["from"]`` of a document is its source, and
     ``metadata["fused_score"]`` its rank.

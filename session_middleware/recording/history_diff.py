@@ -85,10 +85,10 @@ def _align_history(old: Conversation, new: Conversation) -> Alignment:
 
 def _overlap(old: Conversation, new: Conversation) -> int:
     """Return how many messages at the end of the old conversation begin the new one, with at most one turn after."""
-    questions = [place for place, message in enumerate(new) if _role(message) == _USER]
+    inputs = [place for place, message in enumerate(new) if _role(message) == _USER]
     counts = Counter(message.words for message in old)
     stems = _stems(new)
-    for length in range(min(len(old), len(new)), max([*questions[-2:-1], 0]), -1):
+    for length in range(min(len(old), len(new)), max([*inputs[-2:-1], 0]), -1):
         pairs = list(zip(old[len(old) - length :], new, stems, strict=False))
         if _is_same_stretch(pairs, counts, length == len(old) < len(new), length == len(new)):
             return length
@@ -161,7 +161,7 @@ def _is_next_turn(old: Conversation, new: Conversation) -> bool:
     if len(old) == 1 < len(new):
         return False
     was, now = (Counter(message.words for message in conversation) for conversation in (old, new))
-    if sum(_role(message) == _USER for message in old) == 1 and new[0].is_same_as(old[0]):  # a repeated question
+    if sum(_role(message) == _USER for message in old) == 1 and new[0].is_same_as(old[0]):  # a repeated input
         del now[new[0].words]
     return not any(was[words] == count == 1 for words, count in now.items())
 
@@ -291,9 +291,9 @@ def _is_similar(old: ComparableMessage, new: ComparableMessage) -> bool:
 def align_prompt(recorded: Conversation, given: Conversation, *, run_id: str | None) -> Alignment:
     """Align the prompt of a model. An application may build it anew for each call, so it begins no branch.
 
-    Unknown messages are added. A question that an earlier run has answered is a new one.
+    Unknown messages are added. An input that an earlier run has answered is a new one.
     """
-    return _repeat_question(recorded, _align_all(recorded, given), given, run_id)
+    return _repeat_input(recorded, _align_all(recorded, given), given, run_id)
 
 
 def _align_all(recorded: Conversation, given: Conversation) -> Alignment:
@@ -324,7 +324,7 @@ def align_input(recorded: Conversation, given: Conversation, *, run_id: str | No
     ids: list[str | None] = [None] * len(given)
     for start, place, length in SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks():
         ids[place : place + length] = [message.message_id for message in recorded[start : start + length]]
-    return _repeat_question(recorded, Alignment(ids, renamed=True), given, run_id)
+    return _repeat_input(recorded, Alignment(ids, renamed=True), given, run_id)
 
 
 def _content(message: ComparableMessage) -> tuple[Any, ...]:
@@ -332,8 +332,8 @@ def _content(message: ComparableMessage) -> tuple[Any, ...]:
     return message.words[:2] if _role(message) == "assistant" and message.words[1] else message.words
 
 
-def _repeat_question(recorded: Conversation, found: Alignment, given: Conversation, run_id: str | None) -> Alignment:
-    """Treat the last question as new if an earlier run (``None``: any) has answered it and new messages follow."""
+def _repeat_input(recorded: Conversation, found: Alignment, given: Conversation, run_id: str | None) -> Alignment:
+    """Treat the last input as new if an earlier run (``None``: any) has answered it and new messages follow."""
     asked = max((place for place, message in enumerate(given) if _role(message) == _USER), default=None)
     if asked is None or any(known is not None for known in found.ids[asked + 1 :]):
         return found
@@ -380,9 +380,9 @@ def align_state(
     no messages is new, whatever its content.
     """
     found = align_appended(recorded, given, run_id=run_id)
-    questions = [place for place, message in enumerate(given) if _role(message) == _USER]
-    is_turn = questions == [0] and is_first and not goes_on
-    is_answer = len(given) == 1 and not questions
+    inputs = [place for place, message in enumerate(given) if _role(message) == _USER]
+    is_turn = inputs == [0] and is_first and not goes_on
+    is_answer = len(given) == 1 and not inputs
     if is_answer or is_turn or any(known is not None for known in found.ids):
         return found
     return _align_all(recorded, given) if goes_on else align_prompt(recorded, given, run_id=run_id)

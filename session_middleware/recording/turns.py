@@ -34,7 +34,7 @@ def _is_said(message: Message) -> bool:
     return ASIDE not in message.flags and (not message.checkpoint_ns or "shared" in message.flags)
 
 
-def is_question(message: Message) -> bool:
+def is_from_user(message: Message) -> bool:
     """Whether a user said it, other than in answer to an interrupt."""
     return message.role == "user" and "resume" not in message.flags
 
@@ -52,7 +52,7 @@ def find(found: Conversations, message_id: str | None) -> tuple[str, int] | None
 
 def begin_of_turn(messages: Sequence[Message], place: int) -> int:
     """The place of the first message of the turn: of an answer, the one after the user's message."""
-    while place > 0 and not is_question(messages[place]) and not is_question(messages[place - 1]):
+    while place > 0 and not is_from_user(messages[place]) and not is_from_user(messages[place - 1]):
         place -= 1
     return place
 

@@ -34,7 +34,6 @@ _UNKNOWN_SESSION = 1 << 27  # numbers, in memory only, of sessions that are not 
 
 MAX_UNINDEXED = 200  # messages, or items, that a search reads from where they are stored
 BATCH = 200  # messages, items or sessions in one transaction
-EVERYBODY = MessageScope()
 
 SEARCHABLE = (
     "m.role IN ('user', 'assistant', 'tool') AND m.text != '' AND m.replaced_by IS NULL"
