@@ -50,7 +50,7 @@ from session_middleware.storage.filters import passes
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext, RunState, SessionHandle
 from session_middleware.storage.timeline import Timeline
-from session_middleware.storage.types import DeletionCounts, MessagePoint, Part, Record, SessionFilter
+from session_middleware.storage.types import DeletionCounts, MessagePoint, Part, Record, SessionFilter, merged_id
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -393,6 +393,10 @@ class Session(SessionFields):
             if appends:
                 config = self.config()
                 context = RunContext(self.id, identity_of(config["configurable"]), is_run=False)
+                ids = {message.message_id for message in self._storage.list_messages(self.id, branch="all")}
+                for message in said:
+                    if (new_id := merged_id(message.id, other.id)) in ids:
+                        message.id = new_id
                 append_messages(self._saver(), config, context, said)
 
         self._authorized.in_transaction(operation)

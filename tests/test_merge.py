@@ -203,6 +203,19 @@ def test_a_message_that_was_edited_in_the_fork_is_kept_beside_the_original(sessi
     assert sessions.check(deep=True) == []
 
 
+def test_an_edited_message_is_appended_to_the_state_once(sessions: Sessions, clock: Clock) -> None:
+    graph = sessions.attach(chat())
+    for session_id in ("a", "b"):
+        graph.invoke({"messages": [HumanMessage(f"{session_id} says", id="q")]}, sessions.config(session_id))
+        clock.advance(minutes=1)
+    merged = sessions.get("a").merge("b", state="append_messages")
+    said = ["a says", "you said a says", "b says", "you said b says"]
+    assert texts(sessions, "a") == said
+    state = graph.invoke({"messages": "more"}, merged.config())["messages"]
+    assert [message.text for message in state] == texts(sessions, "a") == [*said, "more", "you said more"]
+    assert [message.id for message in state] == [message.message_id for message in sessions.get("a").messages()]
+
+
 def test_branches_of_both_stay_readable(each_engine: str, sessions: Sessions, clock: Clock) -> None:
     graph = sessions.attach(chat())
     for name in ("a", "b"):

@@ -191,9 +191,10 @@ class Walk:
         roles = {"human": "user", "ai": "assistant", "tool": "tool"}
         requests = {call["id"]: (one.id, call) for one in values if one.type == "ai" for call in one.tool_calls}
         for one in new:
-            if one.type == "tool" and one.status == "success" and not one.additional_kwargs:
+            if one.type == "tool":
                 message_id, call = requests[one.tool_call_id]
-                model.calls.append(Call(message_id, call["id"], call["name"], one.text))
+                result = one.text if one.status == "success" else "None"  # it was interrupted
+                model.calls.append(Call(message_id, call["id"], call["name"], result))
         model.runs += 1
         added = [Said(one.id, roles[one.type], one.text, self.now) for one in new]
         model.know(added)
@@ -213,7 +214,7 @@ class Walk:
         state, question = line.state or [], HumanMessage(text, id=f"q{next(self.numbers)}")
         new = self.run(model, {"messages": [question]}, self.session(model).config(), state)
         place = [one.id for one in new].index(str(question.id))
-        assert all(one.role == "tool" for one in new[:place])  # repaired
+        assert all(one.role == "tool" for one in new[:place])  # answers to interrupted calls
         assert [one.text for one in new[place + 1 :]] == answers([*state, *new[: place + 1]])
         said = line.said if line.edit is None else upto(line.said, line.edit.id)
         model.title = model.title or title_of(text)
@@ -297,12 +298,13 @@ class Walk:
         other, session = self.chance.choice(others), self.session(model)
         appends = self.chance.random() < 0.4
         said = other.line.said
-        if appends and not model.line.is_finished:
-            with pytest.raises(InvalidArgument):
-                session.merge(other.id, state="append_messages")
-            return
         self.log[-1] += (other.id, appends)
-        session.merge(other.id, state="append_messages" if appends else "keep_primary")
+        try:
+            session.merge(other.id, state="append_messages" if appends else "keep_primary")
+        except InvalidArgument:
+            assert appends
+            assert not model.line.is_finished
+            return
         changed = {
             one.id for one in other.latest.values() if one.id in model.latest and model.latest[one.id].text != one.text
         }
@@ -311,13 +313,17 @@ class Walk:
             new = [one for one in messages if one.id not in model.latest or one.id in changed]
             return [replace(one, id=f"{one.id}~{other.id}") if one.id in changed else one for one in new]
 
-        line, theirs = model.line, taken([*other.latest.values()])
+        line, theirs, new = model.line, taken([*other.latest.values()]), taken(said)
+        line.said = sorted([*line.said, *new], key=lambda one: one.at)
         if appends and line.state is not None:
+            renamed = [replace(one, id=f"{one.id}~{other.id}") if one.id in changed else one for one in said]
             has = {one.id for one in line.state}
-            new = [one for one in said if one.id not in has]
+            new = [one for one in renamed if one.id not in has]
             line.state = [*line.state, *new]
+            for before, one in itertools.pairwise(line.state):
+                if one in new and one not in line.said:  # it is of another branch
+                    line.said.insert(line.said.index(before) + 1, one)
             model.appended |= {one.id for one in new}
-        line.said = sorted([*line.said, *taken(said)], key=lambda one: one.at)
         model.know(theirs)
         for branch in {"main", *(each.id for each in session.branches())} - {model.current}:
             read = [

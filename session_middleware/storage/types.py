@@ -106,6 +106,11 @@ class DeletionCounts(NamedTuple):
 MERGED = "merged"  # an action, whose reason is the id of the primary session
 
 
+def merged_id(message_id: object, session_id: object) -> str:
+    """The id of a message that comes from this session into one that has the id for another text."""
+    return f"{message_id}~{session_id}"
+
+
 class TombstoneInfo(NamedTuple):
     """The remains of a deleted session: its id, its owner, and the reason of its end."""
 

@@ -88,7 +88,7 @@ def _check_idle(connection: Connection, session_id: str, rules: EngineContext) -
 def _delete_known(connection: Connection, primary_id: str, secondary_id: str) -> None:
     """Delete the rows of the secondary that the primary has too.
 
-    A message with the id of another one, such as one that was edited in a fork, gets another id.
+    A message with the id of another one, such as one that was edited in a fork, gets another id: `merged_id`.
     """
     ids = {"primary": primary_id, "secondary": secondary_id}
     connection.execute(_RENAME_CALLS.format(table="tool_calls"), ids)
