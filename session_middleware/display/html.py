@@ -41,7 +41,7 @@ class Rows(list[V]):
 
 
 def rows_html(values: Sequence[Any]) -> str:
-    """Values of one class, one row each, by their `columns`, or else by their fields that are not empty."""
+    """Values of one class, one row each, by their `columns`, or else by their fields, without empty columns."""
     if not values:
         return paragraph_html("nothing")
     shown = values[:MAX_ROWS]
@@ -56,11 +56,14 @@ def _field(one: Any, name: str) -> str:
 
 
 def _columns(values: Sequence[Any]) -> Sequence[str]:
-    names: Sequence[str] = values[0].columns
-    if not names:
-        return [name for name in vars(values[0]) if any(getattr(one, name) not in (None, (), {}) for one in values)]
-    several = "session_id" not in names and len({getattr(one, "session_id", None) for one in values}) > 1
-    return ("session_id", *names) if several else names
+    declared: Sequence[str] = values[0].columns
+    names = [name for name in declared or vars(values[0]) if any(_is_shown(one, name) for one in values)]
+    several = bool(declared) and len({getattr(one, "session_id", None) for one in values}) > 1
+    return ["session_id", *names] if several and "session_id" not in names else names
+
+
+def _is_shown(one: Any, name: str) -> bool:
+    return name == "cost" or getattr(one, name) not in (None, (), {})
 
 
 def facts_html(facts: Mapping[str, Any]) -> str:
@@ -70,7 +73,7 @@ def facts_html(facts: Mapping[str, Any]) -> str:
 
 def fields_html(value: Any) -> str:
     """The fields of a value that are not empty, one row each."""
-    names = [name for name in vars(value) if name == "cost" or getattr(value, name) not in (None, (), {})]
+    names = [name for name in vars(value) if _is_shown(value, name)]
     return table_html([], [[name.replace("_", " "), _field(value, name)] for name in names])
 
 
@@ -120,7 +123,9 @@ def tree_html(columns: Sequence[str], rows: Iterable[TreeRow], hidden: int = 0) 
 def _opening(row: TreeRow) -> str:
     if not row.hidden:
         return safe(row.line)
-    style = "white-space: pre-wrap; overflow-wrap: anywhere; background: transparent; color: inherit"
+    style = (
+        "white-space: pre-wrap; overflow-wrap: anywhere; word-break: normal; background: transparent; color: inherit"
+    )
     return f'<details><summary>{safe(row.line)}</summary><pre style="{style}">{safe(row.hidden)}</pre></details>'
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from session_middleware.display.frames import data_frame
 from session_middleware.display.html import MAX_ROWS, TreeRow, tree_html
-from session_middleware.display.text import duration_text, plural, second_text
+from session_middleware.display.text import duration_text, plural, second_text, visible_line
 from session_middleware.models import Event, Message, ModelCall, Question, Run, ToolCall
 from session_middleware.storage.types import Record
 
@@ -36,6 +36,24 @@ class Node:
             yield from child.walk(depth + 1)
 
 
+class Tree(list[Node]):
+    """The roots of a page. Its ``repr`` has a line for each node, and a notebook shows bars of durations too."""
+
+    def __repr__(self) -> str:
+        shown, hidden = self._shown()
+        lines = [visible_line(f"{'  ' * depth}{_line(node)}") for _, depth, node in shown]
+        return "\n".join([*lines, f"and {hidden:,} more"] if hidden else lines)
+
+    def _repr_html_(self) -> str:
+        shown, hidden = self._shown()
+        return tree_html(["seq", "time (UTC)", "what", "duration"], (_row(*each) for each in shown), hidden)
+
+    def _shown(self) -> tuple[list[tuple[Node, int, Node]], int]:
+        """Roots, depths and nodes, and the number of the nodes that are too many."""
+        nodes = [(root, depth, node) for root in self for depth, node in root.walk()]
+        return nodes[:MAX_ROWS], max(len(nodes) - MAX_ROWS, 0)
+
+
 class Timeline(list[Record]):
     """Records by `seq`. Get the next page with ``timeline(after=page[-1].seq)``."""
 
@@ -51,29 +69,7 @@ class Timeline(list[Record]):
         )
 
     def _repr_html_(self) -> str:
-        nodes = [placed for root in self.tree for placed in root.walk()]
-        rows = [self._row(depth, node) for depth, node in nodes[:MAX_ROWS]]
-        return tree_html(["seq", "time (UTC)", "what", "duration"], rows, len(nodes) - len(rows))
-
-    def _row(self, depth: int, node: Node) -> TreeRow:
-        record = node.record
-        if record is None:
-            return TreeRow(("", ""), depth, node.name)
-        kind = record.role if isinstance(record, Message) else node.name.replace("_", " ")
-        moment = record.moment
-        cells = (str(record.seq), "" if moment is None else second_text(moment))
-        row = TreeRow(cells, depth, f"{kind}: {record.line}", _hidden(record))
-        if isinstance(record, _TIMED) and record.duration_ms is not None:
-            return row._replace(bar=self._bar(record), title=duration_text(record.duration_ms))
-        return row
-
-    def _bar(self, record: Run | ToolCall | ModelCall) -> tuple[float, float] | None:
-        """The begin and the length of a record as fractions of its run's; ``None``: the run's are not known."""
-        run = record if isinstance(record, Run) else self._runs.get(record.run_id or "")
-        if run is None or not run.duration_ms or not record.duration_ms or record.started_at is None:
-            return None
-        begin = (record.started_at - run.started_at) / timedelta(milliseconds=run.duration_ms)
-        return begin, record.duration_ms / run.duration_ms
+        return self.tree._repr_html_()
 
     def to_pandas(self) -> Any:
         """A DataFrame with a row per record: what all kinds have. Raises `MissingExtra` if pandas is not installed."""
@@ -85,7 +81,7 @@ class Timeline(list[Record]):
         return data_frame(rows, ("seq", "run_id", "kind", "time", "duration_ms", "line"))
 
     @property
-    def tree(self) -> list[Node]:
+    def tree(self) -> Tree:
         """The page as a tree: the records that belong to no run, and the runs with their records by namespace."""
         root = Node("")
         nodes: dict[tuple[str, ...], Node] = {}
@@ -107,10 +103,38 @@ class Timeline(list[Record]):
                 name = path.rpartition("|")[2].partition(":")[0]
                 node = inner(node, run_id, path, name=name, namespace=path)
             node.children.append(Node(kind_of(entry), entry, namespace))
-        return root.children
+        return Tree(root.children)
 
 
 _TIMED = (Run, ToolCall, ModelCall)
+
+
+def _line(node: Node) -> str:
+    record = node.record
+    if record is None:
+        return node.name
+    kind = record.role if isinstance(record, Message) else node.name.replace("_", " ")
+    return f"{kind}: {record.line}"
+
+
+def _row(root: Node, depth: int, node: Node) -> TreeRow:
+    record = node.record
+    if record is None:
+        return TreeRow(("", ""), depth, node.name)
+    moment = record.moment
+    cells = (str(record.seq), "" if moment is None else second_text(moment))
+    row = TreeRow(cells, depth, _line(node), _hidden(record))
+    if isinstance(record, _TIMED) and record.duration_ms is not None:
+        return row._replace(bar=_bar(record, root.record), title=duration_text(record.duration_ms))
+    return row
+
+
+def _bar(record: Run | ToolCall | ModelCall, run: Record | None) -> tuple[float, float] | None:
+    """The begin and the length of a record as fractions of its run's; ``None``: the run's are not known."""
+    if not isinstance(run, Run) or not run.duration_ms or not record.duration_ms or record.started_at is None:
+        return None
+    begin = (record.started_at - run.started_at) / timedelta(milliseconds=run.duration_ms)
+    return begin, record.duration_ms / run.duration_ms
 
 
 def _hidden(record: Record) -> str:

@@ -111,6 +111,14 @@ def test_a_timeline_is_one_line_and_in_a_notebook_its_tree() -> None:
     timeline = Timeline([RUN, ASKED, CALL, CLOSED])
     assert repr(timeline) == "<Timeline of 't1': 4 records, seq 1 to 4>"
     assert repr(Timeline()) == "<Timeline: no records>"
+    assert repr(timeline.tree).splitlines() == [
+        "run: ok, 12.5 ms",
+        "  user: hello",
+        "  tools",
+        '    tool call: search(q="tea") → ok, 2.5 ms: found',
+        "event: completed (by_user)",
+    ]
+    assert timeline.tree._repr_html_() == timeline._repr_html_()
     html = timeline._repr_html_()
     assert [row[2:] for row in rows_of(html)[1:]] == [
         ["run: ok, 12.5 ms", ""],
