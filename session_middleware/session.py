@@ -393,7 +393,7 @@ class Session(SessionFields):
             if appends:
                 config = self.config()
                 context = RunContext(self.id, identity_of(config["configurable"]), is_run=False)
-                ids = {message.message_id for message in self._storage.list_messages(self.id, branch="all")}
+                ids = {message.message_id for message in self._storage.list_messages(self.id)}
                 for message in said:
                     if (new_id := merged_id(message.id, other.id)) in ids:
                         message.id = new_id

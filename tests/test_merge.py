@@ -216,6 +216,32 @@ def test_an_edited_message_is_appended_to_the_state_once(sessions: Sessions, clo
     assert [message.id for message in state] == [message.message_id for message in sessions.get("a").messages()]
 
 
+def test_edits_that_a_fork_does_not_have_remain_when_the_original_is_merged_into_it(
+    each_engine: str, sessions: Sessions
+) -> None:
+    graph = sessions.attach(chat())
+    original = sessions.open("a")
+    graph.invoke({"messages": [HumanMessage("one", id="q")]}, original.config())
+    for text in ("two", "three"):
+        graph.invoke(None, original.edit("q", text))
+    graph.invoke({"messages": "last"}, original.config())
+    fork = original.fork({each.text: each for each in original.messages()}["last"], id="fork")
+    assert texts(sessions, "fork") == ["three", "you said three"]
+    merged = fork.merge(original, state="append_messages")
+    state = graph.get_state(merged.config()).values["messages"]
+    assert [message.id for message in state] == [message.message_id for message in merged.messages()]
+    assert texts(sessions, "fork") == ["three", "you said three", "last", "you said last"]
+    versions = [message.text for message in merged.messages(branch="all", all_versions=True)]
+    assert sorted(versions) == sorted(
+        each for text in ("one", "two", "three", "last") for each in (text, f"you said {text}")
+    )
+    for text in ("one", "two"):
+        assert any(
+            [text, f"you said {text}"] == texts(sessions, "fork", branch=branch.id)[-2:] for branch in merged.branches()
+        )
+    assert sessions.check(deep=True) == []
+
+
 def test_branches_of_both_stay_readable(each_engine: str, sessions: Sessions, clock: Clock) -> None:
     graph = sessions.attach(chat())
     for name in ("a", "b"):

@@ -88,7 +88,7 @@ def _check_idle(connection: Connection, session_id: str, rules: EngineContext) -
 def _delete_known(connection: Connection, primary_id: str, secondary_id: str) -> None:
     """Delete the rows of the secondary that the primary has too.
 
-    A message with the id of another one, such as one that was edited in a fork, gets another id: `merged_id`.
+    A version with the id of another one, such as one that was edited in a fork, gets another id: `merged_id`.
     """
     ids = {"primary": primary_id, "secondary": secondary_id}
     connection.execute(_RENAME_CALLS.format(table="tool_calls"), ids)
@@ -98,21 +98,29 @@ def _delete_known(connection: Connection, primary_id: str, secondary_id: str) ->
         connection.execute(statement, ids)
 
 
-_LATEST = "SELECT MAX(version) FROM messages WHERE session_id = {0}.session_id AND message_id = {0}.message_id"
+_SAME_CONTENT = """
+    own.role = known.role AND own.text = known.text AND COALESCE(own.content, '') = COALESCE(known.content, '')
+    AND COALESCE(own.tool_calls, '') = COALESCE(known.tool_calls, '')
+"""
+_SHOWN = """
+    SELECT 1 FROM messages AS known WHERE known.session_id = :primary AND known.message_id = own.message_id
+    AND known.replaced_by IS NULL
+"""
+# The versions that a branch of the secondary shows and no branch of the primary, and those that they replace.
 _OTHER = f"""
-    SELECT own.message_id FROM messages AS own JOIN messages AS known
-    ON known.session_id = :primary AND known.message_id = own.message_id
-    WHERE own.session_id = :secondary
-    AND own.version = ({_LATEST.format("own")}) AND known.version = ({_LATEST.format("known")})
-    AND (own.role != known.role OR own.text != known.text
-        OR COALESCE(own.content, '') != COALESCE(known.content, '')
-        OR COALESCE(own.tool_calls, '') != COALESCE(known.tool_calls, ''))
+    WITH RECURSIVE other (seq) AS (
+        SELECT own.seq FROM messages AS own WHERE own.session_id = :secondary AND own.replaced_by IS NULL
+        AND EXISTS ({_SHOWN}) AND NOT EXISTS ({_SHOWN} AND {_SAME_CONTENT})
+        UNION SELECT old.seq FROM messages AS old JOIN other ON old.replaced_by = other.seq
+        WHERE old.session_id = :secondary
+    ) SELECT seq FROM other
 """
 _NEW_ID = "message_id || '~' || CAST(:secondary AS TEXT)"
-_RENAME = f"UPDATE messages SET message_id = {_NEW_ID} WHERE session_id = :secondary AND message_id IN ({_OTHER})"
-_RENAME_CALLS = (
-    f"UPDATE {{table}} SET message_id = {_NEW_ID} WHERE session_id = :secondary AND message_id IN ({_OTHER})"
-)
+_RENAME = f"UPDATE messages SET message_id = {_NEW_ID} WHERE session_id = :secondary AND seq IN ({_OTHER})"
+_RENAME_CALLS = f"""
+    UPDATE {{table}} SET message_id = {_NEW_ID} WHERE session_id = :secondary AND message_id IN
+    (SELECT message_id FROM messages WHERE session_id = :secondary AND seq IN ({_OTHER}))
+"""
 # A session that was only given the history of another one has the id of the tool's message instead of the execution's.
 _SAME_EXECUTION = """
     SELECT 1 FROM tool_calls AS known WHERE known.session_id = :primary AND (
