@@ -117,13 +117,13 @@ class Walk:
 
     def __init__(self, sessions: Sessions, others: Iterator[Sessions], clock: Clock, folder: Path, seed: int) -> None:
         self.chance, self.clock, self.others, self.folder = random.Random(seed), clock, others, folder
-        self.numbers, self.log = itertools.count(1), []
+        self.numbers, self.log, self.model = itertools.count(1), [], agents.Scripted()
         self.models: dict[str, Model] = {}
         self._use(sessions)
         self.open()
 
     def _use(self, sessions: Sessions) -> None:
-        self.sessions, self.graph = sessions, sessions.attach(agents.tool_graph())
+        self.sessions, self.graph = sessions, sessions.attach(agents.tool_graph(model=self.model))
 
     def session(self, model: Model) -> Session:
         return self.sessions.get(model.id)
@@ -222,7 +222,7 @@ class Walk:
 
     def resume(self, model: Model) -> None:
         line = model.line
-        if line.is_finished or line.state is None:
+        if line.is_finished or line.state is None or (line.state and line.state[-1].id in model.appended):
             return
         state = [*line.state, *([line.edit] if line.edit else [])]
         new = self.run(model, None, self.session(model).config(), state)
@@ -263,6 +263,8 @@ class Walk:
     def switch(self, model: Model) -> None:
         branch = self.chance.choice([*model.lines])
         if model.lines[branch].state is None:
+            if not any(line.state or line.edit for line in model.lines.values()):
+                return
             with pytest.raises(InvalidArgument):
                 self.session(model).switch(branch)
             return

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -218,11 +218,8 @@ def _join_records(connection: Connection, primary: SessionInfo, secondary: Sessi
     ids = primary.id, secondary.id
     records = [connection.execute(_SEQS, {"own": each}).fetchall() for each in ids]
     segments = interleaved([[Place(*row) for row in record] for record in records])
-    line = [
-        (branch, upto if upto == branches.EVERYTHING else moved(segments[0], upto))
-        for branch, upto in branches.line(connection, primary.id, primary.branch)
-    ]
-    names = _join_branches(connection, primary, secondary, segments, line)
+    line = _extended(connection, primary, segments[0])
+    names = _join_branches(connection, primary, secondary, segments[1], line)
     changes = [_changes(connection, *each) for each in zip(ids, segments, ({}, names), strict=True)]
     for session_id, own in zip(ids, segments, strict=True):
         for segment in own:
@@ -239,6 +236,32 @@ def _join_records(connection: Connection, primary: SessionInfo, secondary: Sessi
         connection.executemany(update, [(*row, primary.id, seq) for seq, *row in rows])
 
 
+def _extended(connection: Connection, primary: SessionInfo, segments: Sequence[Segment]) -> branches.Line:
+    """Move the places where the primary's branches begin. Returns its line.
+
+    Those of the line begin before the next message of the primary, so the messages of the secondary in between are on
+    the farthest branch, which most of the others share.
+    """
+    line = branches.line(connection, primary.id, primary.branch)
+    rows = connection.execute("SELECT id, parent_seq FROM branches WHERE session_id = ?", (primary.id,)).fetchall()
+    old, new = dict(rows), {branch: moved(segments, seq) for branch, seq in rows}
+    found, names = [line[0]], json.dumps([branch for branch, _ in line])
+    for (child, _), (branch, upto) in pairwise(line):
+        (following,) = connection.execute(_FOLLOWING, (primary.id, upto, names)).fetchone()
+        extended = moved(segments, upto) if following is None else moved(segments, following) - 1
+        found.append((branch, extended))
+        if old[child] == upto:
+            new[child] = extended
+    connection.executemany(
+        "UPDATE branches SET parent_seq = ? WHERE session_id = ? AND id = ?",
+        [(seq, primary.id, branch) for branch, seq in new.items()],
+    )
+    return found
+
+
+_FOLLOWING = """
+    SELECT MIN(seq) FROM messages WHERE session_id = ? AND seq > ? AND branch IN (SELECT value FROM json_each(?))
+"""
 _SEQS = " UNION ALL ".join(
     f"SELECT seq, {at}, {int(table == 'messages')} FROM {table} WHERE session_id = :own" for table, at in _TIMES.items()
 )
@@ -303,7 +326,7 @@ def _join_branches(
     connection: Connection,
     primary: SessionInfo,
     secondary: SessionInfo,
-    segments: Sequence[Sequence[Segment]],
+    segments: Sequence[Segment],
     place: branches.Line,
 ) -> dict[str, str]:
     """Let the current branch of the secondary be a part of the primary's line `place`, and its others begin there.
@@ -311,11 +334,7 @@ def _join_branches(
     Returns the new names of the secondary's branches, as far as their messages have left the conversation.
     """
     rows = "SELECT id, parent_id, parent_seq, run_id, created_at FROM branches WHERE session_id = ?"
-    known = connection.execute(rows, (primary.id,)).fetchall()
-    connection.executemany(
-        "UPDATE branches SET parent_seq = ? WHERE session_id = ? AND id = ?",
-        [(moved(segments[0], row[2]), primary.id, row[0]) for row in known],
-    )
+    known = {row[0] for row in connection.execute(rows, (primary.id,)).fetchall()}
     own = {row[0]: row[1:] for row in connection.execute(rows, (secondary.id,)).fetchall()}
     line = dict(branches.line(connection, secondary.id, secondary.branch))
     connection.execute("DELETE FROM branches WHERE session_id = ?", (secondary.id,))
@@ -327,7 +346,7 @@ def _join_branches(
             if branch not in own:
                 break
             branch, at = own[branch][:2]
-    free = branches.new_names({row[0] for row in known})
+    free = branches.new_names(known)
     names = {branch: next(free) for branch in [branches.MAIN, *own] if branch in used}
     for branch, name in names.items():
         parent, at, run_id, created_at = own.get(branch, (None, 0, None, to_text(secondary.created_at)))
@@ -335,7 +354,7 @@ def _join_branches(
             parent, at = None, line[branch]
         elif parent in line and at <= line[parent]:
             parent = None
-        at = moved(segments[1], at)
+        at = moved(segments, at)
         connection.execute(
             "INSERT INTO branches (session_id, id, parent_id, parent_seq, run_id, created_at)"
             " VALUES (?, ?, ?, ?, ?, ?)",
