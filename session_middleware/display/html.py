@@ -19,6 +19,7 @@ UNKNOWN = "\N{EN DASH}"  # a cost: no call has a known price
 MAX_ROWS = 200  # of a table
 _CELL_CHARACTERS = 200
 _UNBROKEN_CHARACTERS = 30  # of a cell on one line
+_NO_MATH = ' class="tex2jax_ignore mathjax_ignore"'  # or "$1 to $2" would be read as a formula
 _LEFT = ' style="text-align: left"'
 
 
@@ -52,7 +53,9 @@ def rows_html(values: Sequence[Any]) -> str:
 
 def _field(one: Any, name: str) -> str:
     value = getattr(one, name)
-    return UNKNOWN if name == "cost" and value is None else _cell(value)
+    if name == "cost":
+        return UNKNOWN if value is None else f"${value:.4g}"
+    return _cell(value)
 
 
 def _columns(values: Sequence[Any]) -> Sequence[str]:
@@ -95,7 +98,7 @@ def _td(cell: str) -> str:
 def _table(columns: Sequence[str], body: str, hidden: int) -> str:
     head = "".join(f"<th{_LEFT}>{safe(name)}</th>" for name in columns)
     note = f"<p>and {hidden:,} more</p>" if hidden > 0 else ""
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
+    return f"<table{_NO_MATH}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
 
 
 class TreeRow(NamedTuple):

@@ -173,7 +173,7 @@ def test_a_message_says_what_became_of_it() -> None:
 
 def test_usage_is_a_table_with_a_row_a_key() -> None:
     head, row = rows_of(Rows([Usage(key="ada", calls=3, errors=1, cost=0.25)])._repr_html_())
-    assert dict(zip(head, row, strict=True))["cost"] == "0.25"
+    assert dict(zip(head, row, strict=True))["cost"] == "$0.25"
     assert row[:3] == ["ada", "3", "1"]
 
 
@@ -197,6 +197,11 @@ def test_nothing_recorded_is_read_as_html() -> None:
         assert "<script" not in html
         assert "\x1b" not in html
         rows_of(html)
+
+
+def test_amounts_are_not_read_as_formulas() -> None:
+    for shown in (ASKED, Rows([ASKED]), Timeline([RUN, ASKED])):
+        assert shown._repr_html_().startswith('<table class="tex2jax_ignore mathjax_ignore">')
 
 
 def test_a_long_list_is_cut_and_says_so() -> None:
