@@ -202,16 +202,6 @@ class SessionAccess:
         found = self._storage.list_unfinished_sessions(where, cancelled=cancelled, limit=limit)
         return Rows(map(self._session, self._checked(found)), of=SessionInfo)
 
-    def copy(self, session_id: object, to: object = None) -> Session:
-        """Fork a session, by default with a new id: its state, owner, title, tags, metadata, and messages.
-
-        Raises:
-            SessionNotFound: there is no such session, or it is another user's.
-            SessionAccessDenied: the user may only read the session. A fork belongs to the owner of the original.
-            SessionExists: a session has the new id already.
-        """
-        return self.get(session_id).fork(id=to)
-
     def delete(self, session_id: object) -> DeletionCounts:
         """Delete a session and its archive. Returns the numbers of rows deleted.
 
@@ -454,7 +444,6 @@ class SessionAccess:
     alist = async_twin(list)
     acount = async_twin(count)
     aunfinished = async_twin(unfinished)
-    acopy = async_twin(copy)
     adelete = async_twin(delete)
     arestore = async_twin(restore)
     aexport = async_twin(export)

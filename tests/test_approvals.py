@@ -76,7 +76,7 @@ def test_a_question_stands_in_the_timeline_and_is_followed_until_its_answer(sess
 @pytest.mark.usefixtures("each_engine")
 def test_a_fork_waits_for_the_same_question(sessions: Sessions) -> None:
     graph = waiting(sessions, "t")
-    sessions.copy("t", "fork")
+    sessions.get("t").fork(id="fork")
     assert [one.id for one in sessions.list(waiting=True)] == ["fork", "t"]
     graph.invoke(Command(resume="yes"), sessions.config("fork"))
     assert (asked(sessions, "fork"), asked(sessions, "t")) == (

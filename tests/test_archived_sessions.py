@@ -132,16 +132,16 @@ def test_an_id_that_must_be_new_is_taken_while_it_is_archived(gone: Gone) -> Non
         sessions.open("t", user_id="alice", if_exists="raise")
     sessions.open("a", user_id="alice")
     with pytest.raises(SessionExists, match=r"sessions\.restore"):
-        sessions.copy("a", "t")
+        sessions.get("a").fork(id="t")
     bob = sessions.for_user("bob")
     bob.open("b")
     with pytest.raises(SessionExists):
-        bob.copy("b", "t")
+        bob.get("b").fork(id="t")
     assert is_archived(sessions)
     sessions.delete("t")
     with pytest.raises(SessionExists):
-        bob.copy("b", "t")
-    assert sessions.copy("a", "t").user_id == "alice"
+        bob.get("b").fork(id="t")
+    assert sessions.get("a").fork(id="t").user_id == "alice"
 
 
 def test_a_session_that_is_there_is_not_restored_over(gone: Gone) -> None:

@@ -37,7 +37,7 @@ def kinds(sessions: Sessions, session_id: str) -> list[str]:
 def test_a_visitor_s_session_is_claimed_once_with_its_forks(sessions: Sessions) -> None:
     graph = sessions.attach(agents.tool_graph())
     graph.invoke(human("look up tea"), sessions.config("t"))
-    sessions.copy("t", "fork")
+    sessions.get("t").fork(id="fork")
     alice, bob = sessions.for_user("alice"), sessions.for_user("bob")
     assert alice.list() == []
     claimed = alice.claim("t")
@@ -90,7 +90,7 @@ async def test_a_claimed_session_is_part_of_the_user_s_memory(indexed: bool, ses
 def test_a_claim_that_is_refused_changes_nothing(open_sessions: OpenSessions) -> None:
     sessions = open_sessions(max_sessions_per_user=1)
     sessions.open("t").add(HumanMessage("hi"))
-    sessions.copy("t", "fork")
+    sessions.get("t").fork(id="fork")
     sessions.open("own", user_id="alice")
     sessions.revoke("mallory")
     before = {session.id: session.user_id for session in sessions.list()}, kinds(sessions, "t")

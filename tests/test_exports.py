@@ -39,7 +39,7 @@ def fill(sessions: Sessions) -> Any:
         graph.invoke(human(text), config)
     past = list(graph.get_state_history(config))[-2].config
     graph.invoke(human("another branch"), past)
-    sessions.copy(ODD, "fork")
+    sessions.get(ODD).fork(id="fork")
     graph.invoke(human("only in the fork"), sessions.config("fork", user_id="alice"))
     session = sessions.get(ODD)
     session.memory.remember(f"a fact: {TEXT}", "k")

@@ -40,7 +40,7 @@ ONE, TWO, EDITED = (["one", "you said one"], ["two", "you said two"], ["two, edi
 
 def test_a_fork_shows_the_conversation_before_anything_ran_in_it(sessions: Sessions) -> None:
     with_a_branch(sessions)
-    source, fork = sessions.get("a"), sessions.for_user("alice").copy("a", "b")
+    source, fork = sessions.get("a"), sessions.for_user("alice").get("a").fork(id="b")
     assert said(fork) == said(source)
     assert texts(fork) == ONE + EDITED
     assert texts(fork, branch="main") == ONE + TWO
@@ -55,7 +55,7 @@ def test_a_fork_goes_on_and_back_as_its_source_would(sessions: Sessions, *, open
     if opened:
         sessions.open("b", user_id="alice").complete()
         sessions.open("b", user_id="alice")
-    fork = sessions.copy("a", "b")
+    fork = sessions.get("a").fork(id="b")
     graph.invoke(human("three"), fork.config())
     assert texts(fork) == [*ONE, *EDITED, "three", "you said three"]
     graph.invoke(human("other"), before(graph, fork, 2))
@@ -68,7 +68,7 @@ def test_a_fork_goes_on_and_back_as_its_source_would(sessions: Sessions, *, open
 def test_what_ran_before_the_fork_is_not_counted_again_in_it(sessions: Sessions) -> None:
     graph = sessions.attach(agents.tool_graph())
     graph.invoke(human("look up tea"), sessions.config("a"))
-    fork = sessions.copy("a", "b")
+    fork = sessions.get("a").fork(id="b")
     graph.invoke(human("look up milk"), fork.config())
     assert [call.arguments for call in fork.tool_calls()] == [{"thing": "milk"}]
     assert [call.session_id for call in sessions.tool_calls()] == ["b", "a"]
@@ -78,7 +78,7 @@ def test_what_ran_before_the_fork_is_not_counted_again_in_it(sessions: Sessions)
 def test_what_forks_have_in_common_is_found_once(sessions: Sessions) -> None:
     graph = sessions.attach(agents.chat())
     graph.invoke(human("tea for two"), sessions.config("a", user_id="alice"))
-    fork = sessions.copy("a", "b")
+    fork = sessions.get("a").fork(id="b")
     graph.invoke(human("tea for three"), fork.config())
     sessions.open("other", user_id="alice").add({"role": "user", "content": "tea for two"})
     found = [(one.session_id, one.text) for one in sessions.search("tea", user_id="alice") if one.role == "user"]
@@ -94,7 +94,7 @@ def test_images_come_along_and_what_was_deleted_does_not_come_back(sessions: Ses
     graph.invoke({"messages": [HumanMessage([image], id="picture")]}, sessions.config("a"))
     graph.invoke({"messages": [HumanMessage("my secret", id="secret")]}, sessions.config("a"))
     sessions.get("a").delete_message("secret")
-    fork = sessions.copy("a", "b")
+    fork = sessions.get("a").fork(id="b")
     sessions.delete("a")
     [name] = re.findall("sha256:[0-9a-f]{64}", str(fork.messages()[0].content))
     assert fork.file(name) == picture

@@ -26,7 +26,7 @@ GROUPS: dict[str, list[str]] = {"ann": ["red"], "bob": ["red", "blue"], "cyd": [
 IDS = ["s1", "s2", "s3"]
 RUNS = ["run", "stream", "get_state", "history", "update_state", "by_checkpoint", "checkpoints", "fork"]
 STORE = ["store_get", "store_search", "store_elsewhere", "store_put_elsewhere"]
-DOOR = ["open", "find", "list", "count", "copy", "explain", "delete", "prune", "usage", "all_tool_calls"]
+DOOR = ["open", "find", "list", "count", "fork_session", "explain", "delete", "prune", "usage", "all_tool_calls"]
 IN_HAND = ["messages", "timeline", "tool_calls", "model_calls", "runs", "branches", "stats", "events", "ping", "repair"]
 CHANGES = ["share", "hide", "complete", "remember", "add", "connect"]
 OTHERS = ["recall", "memories", "follow", "resource", "held"]
@@ -106,7 +106,9 @@ class World:
             return [door.usage(by) for by in ("session", "user", "tool")]
         if op == "all_tool_calls":
             return door.tool_calls(limit=None)
-        if op in ("copy", "delete", "explain", "prune"):
+        if op == "fork_session":
+            return door.get(session_id).fork()
+        if op in ("delete", "explain", "prune"):
             return getattr(door, op)(session_id)
         if op == "held":
             session = self.held.setdefault((user, session_id), door.get(session_id))

@@ -303,13 +303,17 @@ async def test_a_copy_keeps_title_tags_and_metadata_and_is_its_owners(open_sessi
     graph = sessions.attach(agents.chat())
     sessions.open("t", user_id="alice", **details)
     graph.invoke(human("hi"), sessions.config("t", user_id="alice"))
-    for copy in (sessions.copy("t"), await sessions.acopy("t", "named"), sessions.for_user("alice").copy("t")):
+    for copy in (
+        sessions.get("t").fork(),
+        await sessions.get("t").afork(id="named"),
+        sessions.for_user("alice").get("t").fork(),
+    ):
         assert (copy.user_id, copy.parent_id, copy.opened_as) == ("alice", "t", "forked")
         assert dict(copy).items() >= (details | {"tags": ("x",)}).items()
         assert len(graph.get_state(copy.config()).values["messages"]) == 2
         assert [message.text for message in copy.messages()] == ["hi", "you said hi"]
     assert sessions.find("named") is not None
     with pytest.raises(SessionExists):
-        sessions.copy("t", "named")
+        sessions.get("t").fork(id="named")
     with pytest.raises(SessionNotFound):
-        sessions.copy("nowhere")
+        sessions.get("nowhere").fork()

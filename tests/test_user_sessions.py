@@ -41,7 +41,7 @@ def test_the_owner_finds_lists_runs_and_changes_what_is_theirs(sessions: Session
     assert alice.open("t", title="Tea").title == "Tea"
     assert session.update(tags=["x"]).tags == ("x",)
     assert session.memory.recall("what alice said")
-    copy = alice.copy("t")
+    copy = alice.get("t").fork()
     assert (copy.user_id, copy.parent_id) == ("alice", "t")
     assert session.stats().message_count == 6
     alice.prune("t")
@@ -58,7 +58,7 @@ def ask(door: UserSessions, name: str) -> Any:
         "open": lambda: door.open("t"),
         "delete": lambda: door.delete("t"),
         "prune": lambda: door.prune("t"),
-        "copy": lambda: door.copy("t", "mine"),
+        "fork": lambda: door.get("t").fork(id="mine"),
         "explain": lambda: door.explain("t"),
         "list": door.list,
         "count": door.count,
@@ -68,7 +68,7 @@ def ask(door: UserSessions, name: str) -> Any:
 
 
 @engines_in_turns(
-    name=["find", "get", "open", "delete", "prune", "copy", "explain", "list", "count", "usage", "tool_calls"]
+    name=["find", "get", "open", "delete", "prune", "fork", "explain", "list", "count", "usage", "tool_calls"]
 )
 def test_what_is_anothers_is_not_found_at_any_door(name: str, sessions: Sessions, graph: Any) -> None:
     before = dict(sessions.get("t"))
@@ -164,7 +164,7 @@ def test_a_group_reads_what_is_shared_with_it_and_changes_it_where_it_may(
     else:
         graph.invoke(human("mine"), config)
         assert bob.get("t").update(title="ours").title == "ours"
-        assert bob.copy("t").user_id == "alice"
+        assert bob.get("t").fork().user_id == "alice"
     assert sessions.get("t").user_id == "alice"
 
 
@@ -172,7 +172,7 @@ CHANGES: dict[str, Any] = {
     "open": lambda door, _: door.open("t"),
     "delete": lambda door, _: door.delete("t"),
     "prune": lambda door, _: door.prune("t"),
-    "copy": lambda door, _: door.copy("t"),
+    "fork": lambda door, _: door.get("t").fork(),
     "restore": lambda door, _: door.restore("t"),
     "session.update": lambda _, held: held.update(title="x"),
     "session.ping": lambda _, held: held.ping(),
@@ -316,7 +316,7 @@ def test_a_revoked_user_neither_reads_nor_changes_what_they_found_or_held_before
     next(going)
     sessions.revoke(user)
     before = dict(sessions.get("t"))  # refusals are events
-    names = ("find", "get", "open", "delete", "prune", "copy", "explain", "list", "count", "usage", "tool_calls")
+    names = ("find", "get", "open", "delete", "prune", "fork", "explain", "list", "count", "usage", "tool_calls")
     read = (held.messages, held.tool_calls, held.runs, held.timeline, held.stats, held.branches, held.repair)
     write = (held.delete, held.ping, held.pin, held.complete, held.__enter__, held.history().clear)
     for refused in (

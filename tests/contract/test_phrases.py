@@ -76,7 +76,7 @@ def test_what_was_deleted_or_edited_is_not_found_and_what_forks_share_once(sessi
     session.add({"role": "user", "content": "not that", "id": "b"})
     session.add({"role": "user", "content": "nor that", "id": "b"})
     assert [f.text for f in sessions.search("not")] == ["not this"]
-    sessions.copy("t", "fork")
+    sessions.get("t").fork(id="fork")
     assert len(sessions.search("not")) == 1
     for each in ("t", "fork"):
         sessions.get(each).delete_message("a")

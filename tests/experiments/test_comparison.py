@@ -50,7 +50,7 @@ def test_a_fork_is_the_same_up_to_where_it_leaves(sessions: Sessions) -> None:
     graph = sessions.attach(tool_graph())
     for text in ("look up tea", "fail milk"):
         graph.invoke({"messages": text}, sessions.config("t"))
-    fork = sessions.copy("t")
+    fork = sessions.get("t").fork()
     assert sessions.get("t").compare(fork).is_same
     graph.invoke({"messages": "hello"}, sessions.config(fork.id))
     found = sessions.get("t").compare(fork)

@@ -56,7 +56,7 @@ def kill(operation: str, database: object, path: Path, point: str, left: int) ->
 def filled(open_sessions: OpenSessions) -> Sessions:
     sessions = open_sessions(sweep_interval=None)
     sessions.attach(agents.tool_graph()).invoke(human("look up tea"), sessions.config("t", user_id="alice"))
-    sessions.copy("t", "u")
+    sessions.get("t").fork(id="u")
     return sessions
 
 

@@ -41,7 +41,7 @@ def test_a_wrong_home_is_named_with_the_right_one_and_a_repair_deletes_nothing(p
         graph = sessions.attach(agents.chat())
         for text in ("one", "two"):
             graph.invoke(human(text), sessions.config("t"))
-        sessions.copy("t", "fork")
+        sessions.get("t").fork(id="fork")
         (home,) = query(path, "SELECT home FROM sessions WHERE id = 't'")
         damage(path, "UPDATE sessions SET home = 1 WHERE id IN ('t', 'fork')")
         with pytest.raises(StorageError, match="session 't'"):

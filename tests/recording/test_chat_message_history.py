@@ -97,7 +97,7 @@ def test_sound_in_a_messages_other_fields_is_stored_once_comes_back_and_goes_wit
         session.add(AIMessage("", id=name, additional_kwargs={"audio": sound}))
     assert [m.additional_kwargs["audio"] for m in session.history().messages] == [sound, sound]
     name = session.messages()[0].extra["additional_kwargs"]["audio"]["data"]  # type: ignore[index]
-    sessions.copy("t", "copy")
+    sessions.get("t").fork(id="copy")
     assert sessions.get("copy").history().messages[1].additional_kwargs["audio"] == sound
     assert session.delete_message("first") == 1
     assert session.history().messages[0].additional_kwargs["audio"] == sound

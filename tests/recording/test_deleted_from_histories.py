@@ -114,7 +114,7 @@ def test_in_a_fork_it_stays_away_as_well(sessions: Sessions) -> None:
     session, told = sessions.open("t"), ["one", "Two", "three"]
     session.add_history(history(*told))
     delete(session, "three")
-    sessions.copy("t", "fork")
+    sessions.get("t").fork(id="fork")
     fork = sessions.get("fork")
     fork.add_history(history(*told, "Four"))
     assert (texts(fork), fork.branches()) == (["one", "Two", "Four"], [])

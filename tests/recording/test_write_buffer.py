@@ -31,7 +31,7 @@ READS: dict[str, Callable[[Sessions], Any]] = {
     "find": lambda sessions: sessions.find("t"),
     "get": lambda sessions: sessions.get("t"),
     "explain": lambda sessions: sessions.explain("t"),
-    "copy": lambda sessions: sessions.copy("t"),
+    "fork": lambda sessions: sessions.get("t").fork(),
     "get by a user": lambda sessions: sessions.for_user("alice").find("t"),
     "messages": lambda sessions: sessions.get("t").messages(),
     "stats": lambda sessions: sessions.get("t").stats(),
@@ -46,7 +46,7 @@ def test_a_read_of_one_session_writes_what_that_session_has_buffered_and_no_othe
     READS[read](sessions)
     assert (len(own.notes.entries), len(other.notes.entries)) == (0, 1)
     assert said(sessions.get("t")) == [("user", "hi")]
-    assert [session.message_count for session in sessions.list()] == [1, 1] + [1] * (read == "copy")
+    assert [session.message_count for session in sessions.list()] == [1, 1] + [1] * (read == "fork")
 
 
 def test_the_writes_of_unfinished_steps_are_remembered_of_a_bounded_number_of_sessions(sessions: Sessions) -> None:

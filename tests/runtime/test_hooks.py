@@ -137,9 +137,9 @@ def restored(sessions: Sessions, clock: Clock) -> None:
 
 
 COMMITS: dict[str, tuple[str, str, Callable[[Sessions, Clock], Any]]] = {
-    "copy": ("opened", "forked", lambda sessions, _: sessions.copy("t")),
+    "fork": ("opened", "forked", lambda sessions, _: sessions.get("t").fork()),
     "copy_thread": ("opened", "forked", lambda sessions, _: sessions.checkpointer.copy_thread("t", "u")),
-    "copy by its user": ("opened", "forked", lambda sessions, _: sessions.for_user("alice").copy("t")),
+    "fork by its user": ("opened", "forked", lambda sessions, _: sessions.for_user("alice").get("t").fork()),
     "delete": ("closed", "deleted", lambda sessions, _: sessions.delete("t")),
     "delete_thread": ("closed", "deleted", lambda sessions, _: sessions.checkpointer.delete_thread("t")),
     "delete by its user": ("closed", "deleted", lambda sessions, _: sessions.for_user("alice").delete("t")),

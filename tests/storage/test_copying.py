@@ -44,7 +44,7 @@ def fill(url: str) -> None:
         states = list(graph.get_state_history(sessions.config("t1", user_id="user-1")))
         graph.invoke(human("another branch"), states[-2].config)
         graph.get_state(sessions.config("t2", user_id="user-2"))
-        sessions.copy("t2", "t2-copy")
+        sessions.get("t2").fork(id="t2-copy")
         sessions.get("t3").complete()
         sessions.delete("t4")
         sessions.revoke("mallory", reason="spam")

@@ -60,7 +60,7 @@ def test_sessions_live_and_end_on_partitions(partitioned: str, clock: Any) -> No
         graph.invoke(human("another way"), states[-2].config)
         assert len(sessions.get("t0").branches()) == 1
 
-        fork = sessions.copy("t1", "t1-fork")
+        fork = sessions.get("t1").fork(id="t1-fork")
         graph.invoke(human("and coffee"), sessions.config("t1-fork", user_id="u1"))
         sessions.delete("t1")
         assert fork.messages()[0].text == "look up tea 1"
