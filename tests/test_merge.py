@@ -114,6 +114,28 @@ def test_a_run_with_the_old_id_is_one_run_of_the_primary(open_sessions: Any, on_
     assert sessions.count() == 1
 
 
+@pytest.mark.parametrize("on_busy", ["wait", "reject"])
+def test_a_heartbeat_takes_no_lease_for_the_old_id(open_sessions: Any, on_busy: str) -> None:
+    sessions = open_sessions(on_busy=on_busy)
+    graph = sessions.attach(chat())
+    for session_id in "ab":
+        sessions.open(session_id).add(HumanMessage("hi"))
+    sessions.get("a").merge("b")
+    queue, beaten = sessions._run_queue, []
+    flush = queue._flush
+
+    def beat_before(session_id: str) -> None:
+        sessions._background.renew_leases()
+        beaten.append(session_id)
+        flush(session_id)
+
+    queue._flush = beat_before
+    graph.invoke({"messages": "by the old id"}, sessions.config("b"))
+    assert beaten[0] == "b"
+    assert texts(sessions, "a")[-2:] == ["by the old id", "you said by the old id"]
+    assert sessions.check(deep=True) == []
+
+
 def test_messages_are_appended_to_the_state_on_request(each_engine: str, sessions: Sessions, clock: Clock) -> None:
     say(sessions, clock, ("a", "one"), ("b", "look up milk"), ("c", "three"))
     graph = sessions.attach(tool_graph())

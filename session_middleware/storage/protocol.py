@@ -295,7 +295,7 @@ class Storage(Protocol):
     def renew_leases(self, given: Sequence[RunContext]) -> None:
         """Record that the runs are alive, for processes that cannot check whether this process exists.
 
-        Inserts the lease of a run that has written nothing yet.
+        Inserts the lease of a run that has written nothing yet, unless its session was merged into another one.
         """
 
     def find_active_run(self, session_id: str, *, but: Lease | None = None) -> tuple[str | None, str] | None:

@@ -83,6 +83,13 @@ def hold(connection: Connection, run: RunWrite, now: datetime) -> bool:
     return True
 
 
+def hold_unread(connection: Connection, run: RunWrite, now: datetime) -> None:
+    """Take the lease of a run that has read nothing, but not for a merged session: the admission finds the other id."""
+    tombstone = tombstones.find(connection, run.session_id)
+    if tombstone is None or tombstone.merged_into is None:
+        leases.take(connection, run, now)
+
+
 class Merged(Exception):
     """The session was merged into another one, which the context now is for. Nothing was written: admit it again."""
 

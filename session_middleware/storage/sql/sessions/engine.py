@@ -161,7 +161,7 @@ class SessionOperations(Operations):
         self._record_early_denials()
         for context in given:
             if context.lease is not None and context.lease.number is None:
-                self._take_lease(context, leases.take)
+                self._take_lease(context, admission.hold_unread)
         if numbers := _numbers([context.lease for context in given if context.lease is not None]):
             self._database.write(
                 lambda connection: leases.renew(connection, numbers, self._now()), of="", durable=False
