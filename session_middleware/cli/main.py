@@ -29,7 +29,6 @@ _THEMES = {
     "Maintain": upkeep.COMMANDS,
 }
 
-
 _WHOLE = 1_000  # characters of the first sentence of a command's help
 
 
