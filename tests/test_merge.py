@@ -78,7 +78,7 @@ def test_the_old_id_finds_and_runs_the_primary(each_engine: str, sessions: Sessi
     state = graph.invoke({"messages": "four"}, sessions.config("c", user_id="ann"))
     assert [message.text for message in state["messages"]] == ["one", "you said one", "four", "you said four"]
     assert graph.get_state(sessions.config("b", user_id="ann")).values == state
-    with pytest.raises(SessionAccessDenied):
+    with pytest.raises(SessionAccessDenied, match="session 'b' is owned by another user"):
         graph.invoke({"messages": "mine?"}, sessions.config("b", user_id="eve"))
     asyncio.run(graph.ainvoke({"messages": "five"}, sessions.config("b", user_id="ann")))
     assert texts(sessions, "a")[-4:] == ["four", "you said four", "five", "you said five"]

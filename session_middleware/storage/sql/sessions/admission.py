@@ -113,7 +113,7 @@ class Admitting:
             self._check_user()
         session, _ = self._find()
         if session is not None:
-            lifecycle.check_access(session, self.identity, self.rules.settings.access, reading=context.reading)
+            self._check_access(session, reading=context.reading)
         if self.run.state.admission is None:
             try:
                 self._decide(session)
@@ -135,6 +135,12 @@ class Admitting:
         if opens is not None:
             tombstones.prefetch(self.connection, self.session_id, opens=opens)
             self.connection.prefetch(latest_checkpoint.ANY_EVENT, (self.session_id,))
+
+    def _check_access(self, session: SessionInfo, *, reading: bool = False) -> None:
+        """Check the caller. A refusal names the id that the caller named, not the one that it was merged into."""
+        if (named := self.context.named_id) not in ("", session.id):
+            session = session.model_copy(update={"id": named})
+        lifecycle.check_access(session, self.identity, self.rules.settings.access, reading=reading)
 
     def _find(self) -> tuple[SessionInfo | None, int]:
         """The session and its version."""
@@ -221,7 +227,7 @@ class Admitting:
         if runs.is_forgotten(self.connection, self.run):
             raise errors.SessionClosed(self.session_id, status="closed to a user who was forgotten")
         if session is not None:
-            lifecycle.check_access(session, self.identity, self.rules.settings.access, reading=not changes)
+            self._check_access(session, reading=not changes)
         if changes and (session is None or context.is_run):
             _, is_active = self.admit()
             if is_active:
@@ -248,7 +254,7 @@ class Admitting:
             self.prefetch(opens=True if known is None else None)
         session, version = found or self._find()
         if session is not None:
-            lifecycle.check_access(session, self.identity, self.rules.settings.access)
+            self._check_access(session)
         if self.run.state.admission is None:
             self._decide(session)
         self._check_incarnation(session)
@@ -291,7 +297,7 @@ class Admitting:
             raise errors.UserRevoked(self.session_id, user_id=user_id)
         if owner not in (None, user_id):
             session = session_rows.get(self.connection, self.session_id)
-            lifecycle.check_access(session, self.identity, self.rules.settings.access)
+            self._check_access(session)
         if lease is not None and number is not None and not has_lease and not lease.is_over:
             if lease.is_exclusive:
                 raise errors.LeaseLost(self.session_id, number=number)
