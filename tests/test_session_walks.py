@@ -337,11 +337,9 @@ class Walk:
             kept = {one.id for one in was.said}
             assert [(one.id, one.text) for one in read if one.id in kept] == [(one.id, one.text) for one in was.said]
             was.said = read
-        keys = {(one.message_id, one.call_id) for one in model.calls}
         for call in other.calls:
-            if (call.message_id, call.call_id) not in keys:
-                renamed = f"{call.message_id}~{other.id}" if call.message_id in changed else call.message_id
-                model.calls.append(replace(call, message_id=renamed))
+            renamed = f"{call.message_id}~{other.id}" if call.message_id in changed else call.message_id
+            model.calls.append(replace(call, message_id=renamed))
         model.runs += other.runs
         model.title = model.title or other.title
         if model.parent == other.id:

@@ -139,7 +139,8 @@ _KNOWN = (
     "UPDATE questions SET status = 'dropped' WHERE session_id = :secondary AND status = 'open'",  # its state is deleted
     "DELETE FROM questions WHERE session_id = :secondary AND EXISTS (SELECT 1 FROM questions AS known"
     " WHERE known.session_id = :primary AND known.interrupt_id = questions.interrupt_id"
-    " AND (questions.status != 'answered' OR known.answered_at = questions.answered_at))",  # else it has another answer
+    " AND (questions.status != 'answered' OR known.answered_at = questions.answered_at"
+    " AND COALESCE(known.answer, '') = COALESCE(questions.answer, '')))",  # else it has another answer
     "UPDATE questions SET checkpoint_id = NULL WHERE session_id = :secondary",  # it was deleted
     f"DELETE FROM tool_calls WHERE session_id = :secondary AND EXISTS ({_SAME_EXECUTION})",
     f"UPDATE tool_calls SET attempt = -(attempt + ({_ATTEMPTS})) WHERE session_id = :secondary",
