@@ -325,18 +325,15 @@ def test_messages_before_an_edited_one_are_on_the_branch_that_it_began_on(sessio
     assert texts(sessions, "a") == ["one", "you said one", "four"]
 
 
-def test_messages_before_the_first_one_of_a_fork_remain_when_that_is_edited(sessions: Sessions, clock: Clock) -> None:
-    graph = sessions.attach(chat())
-    say(sessions, clock, ("a", "zero"), graph=chat())
-    source = sessions.get("a")
-    source.edit(source.messages()[0].message_id, "edited")
-    fork = source.fork(source.messages()[0].message_id)
-    clock.advance(minutes=1)
-    say(sessions, clock, ("b", "one"), (fork.id, "two"), graph=chat())
-    fork.merge("b")
-    assert texts(sessions, fork.id) == ["one", "you said one", "two", "you said two"]
-    graph.invoke(None, fork.edit(sessions.get(fork.id).messages()[2].message_id, "three"))
-    assert texts(sessions, fork.id) == ["one", "you said one", "three", "you said three"]
+def test_messages_before_the_first_one_remain_when_that_is_edited_twice(sessions: Sessions, clock: Clock) -> None:
+    graph, session = sessions.attach(chat()), sessions.open("a")
+    say(sessions, clock, ("b", "one"), ("a", "two"), graph=chat())
+    first = session.messages()[0].message_id
+    graph.invoke(None, session.edit(first, "three"))
+    session.merge("b")
+    for text in ("three", "four"):
+        assert texts(sessions, "a") == ["one", "you said one", text, f"you said {text}"]
+        graph.invoke(None, session.edit(first, "four"))
 
 
 def test_branches_of_a_fork_and_of_its_source_have_different_names(sessions: Sessions, clock: Clock) -> None:
