@@ -72,7 +72,7 @@ class Model:
     title: str | None = None
     current: str = "main"
     lines: dict[str, Line] = field(default_factory=lambda: {"main": Line()})
-    latest: dict[str, Said] = field(default_factory=dict)  # the latest version of each message of each branch, by id
+    versions: dict[str, set[str]] = field(default_factory=dict)  # the texts of each message, by id
     calls: list[Call] = field(default_factory=list)
     runs: int = 0
     appended: set[str] = field(default_factory=set)  # ids of messages that came into the state by a merge
@@ -82,7 +82,8 @@ class Model:
         return self.lines[self.current]
 
     def know(self, messages: list[Said]) -> None:
-        self.latest |= {one.id: one for one in messages}
+        for one in messages:
+            self.versions.setdefault(one.id, set()).add(one.text)
 
     @property
     def targets(self) -> list[Said]:
@@ -149,7 +150,7 @@ class Walk:
                 (one.message_id, one.call_id, one.tool, one.result) for one in model.calls
             ), model.id
             counts = (session.message_count, session.tool_call_count, session.run_count)
-            assert counts == (len(model.latest), len(model.calls), model.runs), model.id
+            assert counts == (len(model.versions), len(model.calls), model.runs), model.id
 
     def state(self, session: Session) -> list[tuple[str, str]]:
         return [(one.id, one.text) for one in self.graph.get_state(session.config()).values.get("messages", [])]
@@ -285,7 +286,7 @@ class Walk:
             state = line.state or []
             begin = state if line.edit == at else upto(state, at.id)
             made.current, made.lines = fork.branch, {fork.branch: Line(upto(line.said, at.id), begin)}
-            made.latest = {one.id: one for one in made.line.said}
+            made.versions = {one.id: {one.text} for one in made.line.said}
         self.models[made.id] = made
 
     def delete(self, model: Model) -> None:
@@ -307,39 +308,39 @@ class Walk:
             assert appends
             assert not model.line.is_finished
             return
-        changed = {
-            one.id for one in other.latest.values() if one.id in model.latest and model.latest[one.id].text != one.text
-        }
+        known = deepcopy(model.versions)
+
+        def renamed(one: Said) -> Said:
+            is_other = one.id in known and one.text not in known[one.id]
+            return replace(one, id=f"{one.id}~{other.id}") if is_other else one
 
         def taken(messages: list[Said]) -> list[Said]:
-            new = [one for one in messages if one.id not in model.latest or one.id in changed]
-            return [replace(one, id=f"{one.id}~{other.id}") if one.id in changed else one for one in new]
+            return [new for one in messages if (new := renamed(one)).id not in known]
 
-        line, theirs, new = model.line, taken([*other.latest.values()]), taken(said)
+        line, new = model.line, taken(said)
         line.said = sorted([*line.said, *new], key=lambda one: one.at)
         if appends and line.state is not None:
-            renamed = [replace(one, id=f"{one.id}~{other.id}") if one.id in changed else one for one in said]
             has = {one.id for one in line.state}
-            new = [one for one in renamed if one.id not in has]
+            new = [one for one in map(renamed, said) if one.id not in has]
             line.state = [*line.state, *new]
             for before, one in itertools.pairwise(line.state):
                 if one in new and one not in line.said:  # it is of another branch
                     line.said.insert(line.said.index(before) + 1, one)
             model.appended |= {one.id for one in new}
-        model.know(theirs)
+        model.versions = {}
+        for message in session.messages(all_versions=True, branch="all"):
+            model.versions.setdefault(message.message_id, set()).add(message.text)
+        assert {*known, *(one.id for one in line.said)} <= {*model.versions}
         for branch in {"main", *(each.id for each in session.branches())} - {model.current}:
             read = [
-                model.latest[one.message_id] if model.latest[one.message_id].text == one.text
-                else Said(one.message_id, one.role, one.text, int(one.created_at.timestamp()))
+                Said(one.message_id, one.role, one.text, int(one.created_at.timestamp()))
                 for one in session.messages(branch=branch)
-            ]  # fmt: skip
+            ]
             was = model.lines.setdefault(branch, Line(state=None))
             kept = {one.id for one in was.said}
             assert [(one.id, one.text) for one in read if one.id in kept] == [(one.id, one.text) for one in was.said]
             was.said = read
-        for call in other.calls:
-            renamed = f"{call.message_id}~{other.id}" if call.message_id in changed else call.message_id
-            model.calls.append(replace(call, message_id=renamed))
+        model.calls += other.calls
         model.runs += other.runs
         model.title = model.title or other.title
         if model.parent == other.id:
