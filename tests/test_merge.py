@@ -227,6 +227,7 @@ def test_a_message_that_was_edited_in_the_fork_is_kept_beside_the_original(sessi
     kept = {message.message_id: message.text for message in merged.messages(branch="all") if message.role == "user"}
     assert kept == {"q": "tea", "q~fork": "look up milk"}
     assert len(texts(sessions, "a")) == 4
+    assert merged.message_count == len(merged.messages(branch="all"))
     assert sessions.check(deep=True) == []
 
 

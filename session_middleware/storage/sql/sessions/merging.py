@@ -94,6 +94,7 @@ def _delete_known(connection: Connection, primary_id: str, secondary_id: str) ->
     connection.execute(_RENAME_CALLS.format(table="tool_calls"), ids)
     connection.execute(_RENAME_CALLS.format(table="model_calls"), ids)
     connection.execute(_RENAME, ids)
+    connection.execute(_COUNT_FIRST, ids)
     for statement in _KNOWN:
         connection.execute(statement, ids)
 
@@ -117,6 +118,13 @@ _OTHER = f"""
 """
 _NEW_ID = "message_id || '~' || CAST(:secondary AS TEXT)"
 _RENAME = f"UPDATE messages SET message_id = {_NEW_ID} WHERE session_id = :secondary AND seq IN ({_OTHER})"
+# The first version of each message is counted.
+_COUNT_FIRST = """
+    UPDATE messages SET version = 1 WHERE session_id = :secondary AND version > 1 AND NOT EXISTS (
+        SELECT 1 FROM messages AS older WHERE older.session_id = :secondary
+        AND older.message_id = messages.message_id AND older.version < messages.version
+    )
+"""
 _RENAME_CALLS = f"""
     UPDATE {{table}} SET message_id = {_NEW_ID} WHERE session_id = :secondary AND message_id IN
     (SELECT message_id FROM messages WHERE session_id = :secondary AND seq IN ({_OTHER}))
