@@ -226,7 +226,7 @@ class Repairs:
         if namespace and given is None:
             given = state_around(config)
         work = partial(self._repair, saver, config, context, given, reason=_NEW_INPUT, dry_run=False)
-        return self._in_transaction(work)[0]
+        return self._in_transaction(context, work)[0]
 
     def now(
         self, saver: SessionSaver, config: RunnableConfig, context: RunContext, recorded: Recorded, *, dry_run: bool
@@ -250,13 +250,13 @@ class Repairs:
                     if (found := saver.load(_in_namespace(config, outer), context)) is not None:
                         around = found.checkpoint["channel_values"]
                 job = partial(self._repair, saver, at, context, around, reason="asked for", dry_run=dry_run)
-                repaired += self._in_transaction(job)[1]
+                repaired += self._in_transaction(context, job)[1]
         if not namespaces:
-            repaired = self._in_transaction(partial(self._repair_record, context, recorded, dry_run=dry_run))
+            repaired = self._in_transaction(context, partial(self._repair_record, context, recorded, dry_run=dry_run))
         return repaired
 
-    def _in_transaction(self, work: Callable[[], T]) -> T:
-        result: T = self._storage.run_batch([work], durable=True)[0]()
+    def _in_transaction(self, context: RunContext, work: Callable[[], T]) -> T:
+        result: T = self._storage.run_batch([work], durable=True, of=context.session_id)[0]()
         return result
 
     def _repair(

@@ -112,7 +112,7 @@ class AuthorizedStorage:
             self.check(reading=reading)
             return call()
 
-        (outcome,) = self._storage.run_batch([checked], durable=True)
+        (outcome,) = self._storage.run_batch([checked], durable=True, of=self._session_id)
         return outcome()
 
     def check(self, *, reading: bool) -> SessionInfo:

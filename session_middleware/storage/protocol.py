@@ -93,12 +93,13 @@ class Storage(Protocol):
     def close(self) -> None:
         """Release all resources. Closing twice is allowed; any other call afterwards raises `StorageError`."""
 
-    def run_batch(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[Callable[[], Any]]:
+    def run_batch(self, calls: Sequence[Callable[[], Any]], *, durable: bool, of: str = "") -> list[Callable[[], Any]]:
         """Execute calls in order; their writes through this object share as few commits as possible.
 
         Each call is one operation: the storage methods in it are applied together or not at all.
         Returns after the commit. Each element returns the result of its call, or raises its error. A failed call
-        does not affect the others, which may be executed again because of it.
+        does not affect the others, which may be executed again because of it. No other process writes to the session
+        `of` meanwhile, so that what a call has read remains true.
         """
 
     def check(self, *, repair: bool, deep: bool = False) -> list[Problem]:

@@ -216,3 +216,10 @@ def test_sweeps_runs_and_forgetting_at_once_in_processes_of_which_one_is_killed_
             assert "alice" not in repr(rows), table
         sessions.check(repair=True)
         assert sessions.check(deep=True) == []
+
+
+def test_a_transaction_of_several_methods_locks_its_session_before_it_reads(filled: str) -> None:
+    with opened(filled) as sessions:
+        writer = sessions._storage._database._writer  # type: ignore[attr-defined]
+        session = sessions.get("b1")
+        assert session._authorized.in_transaction(lambda: {*writer.connection.locks}) == {"b1"}

@@ -128,14 +128,16 @@ class Database:
             self._check_open()
         return self._writer.write(operation, of=of, durable=durable, patient=patient, joins=joins)
 
-    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[Callable[[], Any]]:
+    def together(
+        self, calls: Sequence[Callable[[], Any]], *, durable: bool = True, of: Locks = ""
+    ) -> list[Callable[[], Any]]:
         """Run whole calls in order, in one transaction, and acknowledge them after its commit.
 
         Returns for each call a function that returns its result or raises its error. A call that fails does not
         affect the others.
         """
         self._check_open()
-        return self._writer.together(calls, durable=durable)
+        return self._writer.together(calls, durable=durable, of=of)
 
     def renumber(self) -> None:
         """Let the numbers of new rows follow those of the rows that were inserted with numbers."""

@@ -89,8 +89,8 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
     def compact(self) -> int | None:
         return self._database.compact()
 
-    def run_batch(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[Callable[[], Any]]:
-        return self._database.together(calls, durable=durable)
+    def run_batch(self, calls: Sequence[Callable[[], Any]], *, durable: bool, of: str = "") -> list[Callable[[], Any]]:
+        return self._database.together(calls, durable=durable, of=of)
 
     def _run_admitted(
         self,

@@ -131,9 +131,9 @@ class Writer:
             return request.outcome()
         return request.result  # type: ignore[return-value]
 
-    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[Callable[[], Any]]:
+    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool, of: Locks = "") -> list[Callable[[], Any]]:
         """Carry out whole calls, in order, in as few transactions as can be; a write inside one joins it."""
-        requests = [WriteRequest(lambda _, call=call: call(), durable=durable) for call in calls]  # type: ignore[misc]
+        requests = [WriteRequest(lambda _, call=call: call(), of=of, durable=durable) for call in calls]  # type: ignore[misc]
         if self._thread == threading.get_ident():  # inside such a call: they join it, and an error is raised at once
             for request in requests:
                 request.result = self._carry_out_inside(request)
