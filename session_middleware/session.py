@@ -637,7 +637,7 @@ class Session(SessionFields):
         following = self._following(after, until)
         return afollow(following, self._offload, timeout=duration_of("timeout", timeout), until=until)
 
-    def _following(self, after: int, until: object) -> Following:
+    def _following(self, after: int, until: object = None) -> Following:
         validation.check_seq(after)
         if until is not None:
             validation.check_callable("until", until, "a function of a record, which is true after the last one")

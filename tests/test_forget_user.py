@@ -148,7 +148,7 @@ def test_what_was_forgotten_is_not_brought_back_by_a_slow_run(sessions: Sessions
         return PLANTED
 
     slow = sessions.attach(agents.tool_graph(look_up))
-    with pytest.raises(SessionClosed):
+    with pytest.raises(SessionClosed, match=f"session 'one-{PLANTED}' is deleted"):
         slow.invoke(human("look up tea"), sessions.config(f"one-{PLANTED}", user_id=ALICE))
     assert sessions.find(f"one-{PLANTED}") is None
     assert PLANTED.encode() not in everything_stored(tmp_path)

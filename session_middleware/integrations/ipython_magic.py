@@ -15,7 +15,7 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 from langgraph.checkpoint.base import create_checkpoint, empty_checkpoint
 
-from session_middleware import Session, SessionError, Sessions
+from session_middleware import Session, SessionAccessDenied, SessionError, Sessions
 
 _LABEL = "cell"  # of a run, in its metadata
 
@@ -47,6 +47,8 @@ class SessionMagics(Magics):
             elif self._session is None or given.db or given.user or given.group:
                 raise UsageError("name the session: %session ID [--db PATH_OR_URL] [--user ID] [--group ID]")
             self._begin()
+        except SessionAccessDenied as error:
+            raise UsageError(f"session {given.id!r} is owned by another user; name its owner with --user") from error
         except SessionError as error:
             raise UsageError(str(error)) from error
         return self._session

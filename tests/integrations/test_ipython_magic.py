@@ -119,6 +119,6 @@ def test_another_users_session_is_refused(kernel: Callable[[], Cell]) -> None:
 
     cell = kernel()
     cell("%session lab --db lab.db --user ada", "open")
-    with pytest.raises(UsageError, match="owned by another user"):
+    with pytest.raises(UsageError, match="name its owner with --user"):
         cell("%session lab --user eve", "eve")
     assert cell("session.user_id", "still") == "ada"

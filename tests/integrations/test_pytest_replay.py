@@ -38,8 +38,9 @@ def test_it_leaves_and_may(session_replay):
 
 
 def test_the_fixture_replays_a_file_unchanged_and_fails_a_test_that_leaves_the_record(
-    pytester: pytest.Pytester, sessions: Sessions, path: Path
+    pytester: pytest.Pytester, sessions: Sessions, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # or the installed plugin is loaded twice
     sessions.attach(tool_graph()).invoke({"messages": "look up tea"}, sessions.config("t"))
     sessions.settle()
     export = path.with_name("t.jsonl")

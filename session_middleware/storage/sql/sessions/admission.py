@@ -150,7 +150,7 @@ class Admitting:
             known = [run.state for run in self.connection.decisions.values() if run.context.handle is handle]
             admitted = [state.incarnation for state in known if state.admitted]
             if session is None or session.incarnation != [handle.incarnation, *admitted][-1]:
-                raise errors.SessionClosed(self.session_id, status="deleted")
+                raise errors.SessionClosed(self.context.named_id, status="deleted")
         return session, version
 
     def _is_exposed(self, session: SessionInfo | None) -> bool:
@@ -243,7 +243,7 @@ class Admitting:
             return
         shared_with = run.context.shared_with
         if not (shared_with and events.has_entered(self.connection, self.session_id, shared_with)):
-            raise errors.SessionClosed(self.session_id, status="deleted")
+            raise errors.SessionClosed(self.context.named_id, status="deleted")
         self._change(admission="resumed", incarnation=found)
 
     def _admit_first(self, known: SessionState | None) -> tuple[bool, bool]:
@@ -291,7 +291,7 @@ class Admitting:
         number, incarnation = self.run.lease_number, self.run.state.incarnation
         row = self.connection.execute(_CURRENT, (number, tombstones.hash_of(user_id), self.session_id)).fetchone()
         if row is None or row[3] != (incarnation or row[3]):
-            raise errors.SessionClosed(self.session_id, status="deleted")
+            raise errors.SessionClosed(self.context.named_id, status="deleted")
         home, status, last_active_at, _, owner, has_lease, is_revoked, version = row
         if is_revoked:
             raise errors.UserRevoked(self.session_id, user_id=user_id)
