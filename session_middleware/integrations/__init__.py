@@ -1,1 +1,4 @@
-"""One file for each outside protocol; each needs an optional extra, and none imports another."""
+"""One module for each outside protocol. Each needs an optional extra.
+
+None imports another, but for the server, an app of FastAPI that answers errors as `fastapi_errors` does.
+"""

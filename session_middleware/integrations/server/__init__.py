@@ -1,0 +1,9 @@
+"""An HTTP server for sessions: LangGraph's thread API, a gateway to MCP servers, live updates, metrics and a page.
+
+It needs the extra ``server``. `app` makes an app of FastAPI, alone or to be mounted into another one.
+"""
+
+from session_middleware.integrations.server.application import app
+from session_middleware.integrations.server.identity import Authenticate, Caller
+
+__all__ = ["Authenticate", "Caller", "app"]

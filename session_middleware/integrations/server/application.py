@@ -1,0 +1,60 @@
+"""The app: what its routes share, and which routes there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Request
+from langgraph.pregel import Pregel
+
+from session_middleware import Sessions, __version__
+from session_middleware.integrations.fastapi_errors import add_error_handler
+from session_middleware.integrations.server.identity import Authenticate, Authentication
+
+
+@dataclass(frozen=True)
+class Server:
+    """What all routes share, as ``request.app.state.server``."""
+
+    sessions: Sessions
+    graphs: Mapping[str, Pregel[Any, Any, Any, Any]]  # attached, by assistant id
+    authentication: Authentication
+
+
+def _server(request: Request) -> Server:
+    server: Server = request.app.state.server
+    return server
+
+
+CurrentServer = Annotated[Server, Depends(_server)]
+
+
+def app(
+    sessions: Sessions,
+    graphs: Mapping[str, Pregel[Any, Any, Any, Any]] | None = None,
+    *,
+    authenticate: Authenticate | None = None,
+) -> FastAPI:
+    """An app of FastAPI that serves `sessions`, alone or mounted into another app.
+
+    Args:
+        graphs: the graphs that clients may run, by name; each is attached unless it has a checkpointer already.
+        authenticate: the caller of a request, or ``None`` to refuse it. Without it, only callers from the loopback
+            address are served, all as one user.
+    """
+    attached = {name: sessions.attach(graph) for name, graph in (graphs or {}).items()}
+    made = FastAPI(title="session-middleware", version=__version__)
+    made.state.server = Server(sessions, attached, Authentication(authenticate))
+    add_error_handler(made)
+    _add_routes(made)
+    return made
+
+
+def _add_routes(made: FastAPI) -> None:
+    """One line for each router."""
+
+    @made.get("/ok")
+    async def ok() -> dict[str, bool]:
+        return {"ok": True}
