@@ -4,6 +4,6 @@ It needs the extra ``server``. `app` makes an app of FastAPI, alone or to be mou
 """
 
 from session_middleware.integrations.server.application import app
-from session_middleware.integrations.server.identity import Authenticate, Caller
+from session_middleware.integrations.server.identity import Authenticate, Caller, LoopbackUser
 
-__all__ = ["Authenticate", "Caller", "app"]
+__all__ = ["Authenticate", "Caller", "LoopbackUser", "app"]

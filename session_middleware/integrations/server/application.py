@@ -11,7 +11,7 @@ from langgraph.pregel import Pregel
 
 from session_middleware import Sessions, __version__
 from session_middleware.integrations.fastapi_errors import add_error_handler
-from session_middleware.integrations.server.identity import Authenticate, Authentication
+from session_middleware.integrations.server.identity import Authenticate, Authentication, LoopbackUser
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ def app(
 
     Args:
         graphs: the graphs that clients may run, by name; each is attached unless it has a checkpointer already.
-        authenticate: the caller of a request, or ``None`` to refuse it. Without it, only callers from the loopback
-            address are served, all as one user.
+        authenticate: finds the caller of a request, or ``None`` to refuse it. Without it, `LoopbackUser` serves
+            programs of this machine only, all as the user ``"local"``.
     """
     attached = {name: sessions.attach(graph) for name, graph in (graphs or {}).items()}
     made = FastAPI(title="session-middleware", version=__version__)
-    made.state.server = Server(sessions, attached, Authentication(authenticate))
+    made.state.server = Server(sessions, attached, Authentication(authenticate or LoopbackUser()))
     add_error_handler(made)
     _add_routes(made)
     return made

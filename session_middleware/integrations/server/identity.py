@@ -1,17 +1,26 @@
-"""Who is calling: the identity of a request, and the sessions that it has access to."""
+"""Who is calling: the identity of a request, and the sessions that it has access to.
+
+Without a callable of the host, `LoopbackUser` decides: only programs of this machine are served, all as one user. A web
+page that a browser of this machine shows is not such a program, so the names in ``Host`` and ``Origin`` are compared.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Annotated
+from urllib.parse import urlsplit
 
-from fastapi import Depends, Request
-from fastapi.exceptions import HTTPException
+from fastapi import Depends
+from fastapi.exceptions import HTTPException, WebSocketException
+from starlette.requests import HTTPConnection
 
 from session_middleware import Sessions
 from session_middleware.user_sessions import UserSessions
+
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")  # what a proxy adds
 
 
 @dataclass(frozen=True)
@@ -27,43 +36,98 @@ class Caller:
         return sessions if self.is_operator else sessions.for_user(self.user_id, self.group_ids)
 
 
-Authenticate = Callable[[Request], Caller | Awaitable[Caller | None] | None]
+Authenticate = Callable[[HTTPConnection], Caller | Awaitable[Caller | None] | None]
+
+
+@dataclass(frozen=True)
+class LoopbackUser:
+    """Identifies each program of this machine as one user, and refuses all other callers.
+
+    A web page cannot pass for a program: ``Host`` must name the loopback address, which a name that an attacker
+    rebinds to it does not, and ``Origin``, where a browser sends one, must be a page of this machine too. A request
+    that a proxy has forwarded is refused, because its sender may be anywhere.
+
+    Raises:
+        HTTPException: 403, with a sentence that says what to do.
+    """
+
+    user_id: str = "local"
+    is_operator: bool = False
+
+    def __call__(self, connection: HTTPConnection) -> Caller:
+        headers, client = connection.headers, connection.client
+        if client is None or not is_loopback(client.host) or any(name in headers for name in _FORWARDED):
+            raise HTTPException(403, "only programs of this machine are served; give authenticate=… to serve others")
+        if not is_loopback(_host_name(f"//{headers.get('host', '')}")):
+            raise HTTPException(403, "the host has another name; use http://localhost or http://127.0.0.1")
+        if "origin" in headers:
+            is_foreign = not is_local_origin(headers["origin"])
+        else:  # a browser sends none for pictures, scripts and frames; a link that a person follows is no danger
+            is_foreign = headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-dest") != "document"
+        if is_foreign:
+            raise HTTPException(403, "a page of another host may not call this server; give authenticate=… to allow it")
+        return Caller(self.user_id, is_operator=self.is_operator)
+
+
+def is_local_origin(origin: str) -> bool:
+    """Whether a page with this ``Origin`` was served by this machine."""
+    return is_loopback(_host_name(origin))
+
+
+def _host_name(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:  # such as brackets around something else than an address
+        return ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this address, or this name, can only be of this machine."""
+    if host == "localhost" or host.endswith(".localhost"):  # reserved: no name server may answer for it
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
 
 
 @dataclass(frozen=True)
 class Authentication:
-    """How an app finds out who calls; without a callable, each caller from the loopback address is `single_user`."""
+    """How an app finds out who calls."""
 
-    authenticate: Authenticate | None
-    single_user: Caller = field(default_factory=lambda: Caller("local"))
+    authenticate: Authenticate = field(default_factory=LoopbackUser)
 
-    async def caller_of(self, request: Request) -> Caller:
-        """The caller of a request. Raises `HTTPException` 401 if nobody is known, and 403 off the loopback address."""
-        if self.authenticate is None:
-            if not _is_loopback(request):
-                raise HTTPException(403, "without authenticate=… only the loopback address is served")
-            return self.single_user
-        found = self.authenticate(request)
-        caller = await found if inspect.isawaitable(found) else found
-        if caller is None:
-            raise HTTPException(401, "not authenticated", headers={"WWW-Authenticate": "Bearer"})
+    async def caller_of(self, connection: HTTPConnection) -> Caller:
+        """The caller of a request or of a WebSocket.
+
+        Raises:
+            HTTPException: 401 if nobody is known, and what `authenticate` raises.
+            WebSocketException: instead of these, for a WebSocket, which is then closed.
+        """
+        try:
+            found = self.authenticate(connection)
+            caller = await found if inspect.isawaitable(found) else found
+            if caller is None:
+                raise HTTPException(401, "not authenticated", headers={"WWW-Authenticate": "Bearer"})
+        except HTTPException as error:
+            if connection.scope["type"] == "websocket":
+                raise WebSocketException(1008, error.detail) from error
+            raise
         return caller
 
 
-def _is_loopback(request: Request) -> bool:
-    return request.client is not None and request.client.host in {"127.0.0.1", "::1"}
-
-
-async def _caller(request: Request) -> Caller:
-    caller: Caller = await request.app.state.server.authentication.caller_of(request)
+async def _caller(connection: HTTPConnection) -> Caller:
+    caller: Caller = await connection.app.state.server.authentication.caller_of(connection)
     return caller
 
 
 CurrentCaller = Annotated[Caller, Depends(_caller)]
 
 
-def _access(request: Request, caller: CurrentCaller) -> Sessions | UserSessions:
-    return caller.access(request.app.state.server.sessions)
+def _access(connection: HTTPConnection, caller: CurrentCaller) -> Sessions | UserSessions:
+    return caller.access(connection.app.state.server.sessions)
 
 
 Access = Annotated[Sessions | UserSessions, Depends(_access)]  # the sessions that the caller may see and change
