@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from session_middleware import __version__
-from session_middleware.cli import editing, moving, reading, running, sentences, upkeep
+from session_middleware.cli import editing, moving, reading, running, sentences, serving, upkeep
 from session_middleware.cli.options import Context
 from session_middleware.errors import SessionError
 
@@ -25,6 +25,7 @@ _THEMES = {
     "Read": reading.COMMANDS,
     "Change": editing.COMMANDS,
     "Run": running.COMMANDS,
+    "Serve": serving.COMMANDS,
     "Move": moving.COMMANDS,
     "Maintain": upkeep.COMMANDS,
 }

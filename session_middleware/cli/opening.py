@@ -60,6 +60,17 @@ def opened(
         Console(stderr=True, highlight=False).print(Sentence(note), crop=False)
 
 
+@contextmanager
+def opened_as_app(db: str | None) -> Iterator[Sessions]:
+    """`Sessions` of a command that is itself the app, such as a server: it creates the database, and sweeps it.
+
+    Its settings are those of its environment, and else those that the database keeps.
+    """
+    place = place_of(db, create=True)
+    with Sessions(place, **app_settings(place)) as sessions:
+        yield sessions
+
+
 def app_settings(place: str, **given: Any) -> dict[str, Any]:
     """The settings of the app, except those that the command has, from `given` or from its environment.
 

@@ -99,7 +99,10 @@ def test_every_command_has_examples_which_are_on_the_page() -> None:
             assert example in lines or example in UNRUN, example
 
 
-UNRUN = {  # which ask a person, or need a key or an id of another database
+UNRUN = {  # which ask a person, need a key or an id of another database, or serve until they are ended
+    "session-middleware serve --app my_agent:graph",
+    "session-middleware serve --app support=my_app.agents:build --port 9000 --user alice",
+    "session-middleware serve --app my_agent:graph --host 0.0.0.0 --auth my_app.auth:caller",
     "session-middleware fork thread-42 --at 3f9a1c2e",
     "session-middleware restore-backup copy.db",
     "session-middleware merge last thread-44 --state append_messages",

@@ -1,0 +1,203 @@
+"""Commands that serve the sessions to other programs until they are ended."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, closing, contextmanager, suppress
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from session_middleware.cli import options
+from session_middleware.cli.options import command
+from session_middleware.cli.output import say
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from session_middleware import Sessions
+    from session_middleware.integrations.server import Authenticate
+
+_GRACE_SECONDS = 3  # that open streams have to end in after Ctrl-C
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Name the extra to install where a module of it is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("session_middleware"):
+            raise
+        advice = f"install it with pip install 'session-middleware[{name}]'"
+        raise click.ClickException(f"{error.name} is not installed, which this command needs; {advice}") from error
+
+
+# The address
+
+
+host_option = click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+user_option = click.option(
+    "--user", "user_id", metavar="ID", help="The user whose sessions they are, without --auth. [default: local]"
+)
+auth_option = click.option(
+    "--auth",
+    metavar="MODULE:FUNCTION",
+    help="Finds out who calls: a function of a request, or a JwtVerifier. Needed where others can call.",
+)
+
+
+def port_option(default: int) -> Callable[..., Any]:
+    return click.option(
+        "--port", type=click.IntRange(0, 65535), default=default, show_default=True, help="0 takes a free one."
+    )
+
+
+def identity_of(host: str, user_id: str | None, auth: str | None) -> Authenticate:
+    """How to find out who calls. Raises `click.UsageError` where anybody on the network would be that user."""
+    from session_middleware.cli.loading import import_object
+    from session_middleware.integrations.server import LoopbackUser
+    from session_middleware.lifecycle import owner_id_of
+
+    if auth is not None:
+        if user_id is not None:
+            raise click.UsageError("--auth says who calls, so there is no --user; give one of them")
+        found = import_object("--auth", auth)
+        if not callable(found):
+            raise click.ClickException(f"--auth {auth!r} cannot be called; name a function of a request, or a verifier")
+        return found  # type: ignore[no-any-return]
+    if not _is_loopback(host):
+        raise click.UsageError(
+            f"others can reach {host}, and without --auth nobody knows who calls; give --auth module:function, "
+            "or leave out --host to serve this machine only"
+        )
+    return LoopbackUser("local" if user_id is None else owner_id_of("--user", user_id))
+
+
+def _is_loopback(host: str) -> bool:
+    from session_middleware.integrations.server.identity import is_loopback
+
+    return all(is_loopback(address[4][0]) for address in _addresses(host, 0))
+
+
+def _addresses(host: str, port: int) -> list[Any]:
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise click.UsageError(f"--host {host!r} is no address of this machine; write one such as 127.0.0.1") from error
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `click.ClickException` if the port is in use."""
+    family, _, _, _, address = min(_addresses(host, port), key=lambda found: found[0] != socket.AF_INET)
+    try:
+        return socket.create_server(address, family=family, backlog=2048)
+    except OSError as error:
+        advice = "choose another one with --port, or --port 0 for a free one"
+        text = f"cannot listen on {host}, port {port} ({error.strerror}); {advice}"
+        raise click.ClickException(text) from error
+
+
+def url_of(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+# The server
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """End the block at Ctrl-C and at SIGTERM, which uvicorn raises again after the last response."""
+
+    def end(_: int, __: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with suppress(KeyboardInterrupt):
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+async def respond(asgi: ASGIApp, listening: socket.socket) -> None:
+    """Serve until a signal. Only warnings and errors are logged."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        asgi,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,  # a caller could name the loopback address as its own
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+    await uvicorn.Server(config).serve(sockets=[listening])
+
+
+@command(
+    "serve --app my_agent:graph",
+    "serve --app support=my_app.agents:build --port 9000 --user alice",
+    "serve --app my_agent:graph --host 0.0.0.0 --auth my_app.auth:caller",
+    db=None,
+)
+@options.new_db_option
+@click.option(
+    "--app",
+    "apps",
+    metavar="[NAME=]MODULE:GRAPH",
+    multiple=True,
+    help="A graph that clients may run, or a function that returns one; may be repeated. Its name is the attribute's,"
+    " or NAME.",
+)
+@host_option
+@port_option(8123)
+@user_option
+@auth_option
+def serve(db: str | None, apps: tuple[str, ...], host: str, port: int, user_id: str | None, auth: str | None) -> None:
+    """Serve sessions and graphs over HTTP, as clients of LangGraph's server expect them."""
+    with extra("server"):
+        import uvicorn  # noqa: F401 - named here, where it is missing
+
+        from session_middleware.integrations import server
+    from session_middleware.cli.loading import graph_names, import_object
+    from session_middleware.cli.opening import opened_as_app
+
+    authenticate = identity_of(host, user_id, auth)
+    found = {name: (target, import_object("--app", target)) for name, target in graph_names(apps).items()}
+
+    async def run(sessions: Sessions, listening: socket.socket) -> None:
+        async with AsyncExitStack() as stack:
+            graphs = await _attached(sessions, found, stack)
+            made = server.app(sessions, graphs, authenticate=authenticate)
+            say(f"serving {_names(graphs)} on {url_of(listening)}; Ctrl-C ends it")
+            await respond(made, listening)
+
+    with opened_as_app(db) as sessions, closing(listen(host, port)) as listening, _ended_by_signals():
+        asyncio.run(run(sessions, listening))
+
+
+async def _attached(sessions: Sessions, found: dict[str, tuple[str, Any]], stack: AsyncExitStack) -> dict[str, Any]:
+    """The graphs with the parts of `sessions`, in place of those that they were compiled with."""
+    from session_middleware.cli.loading import compiled_graph
+
+    graphs = {}
+    for name, (target, each) in found.items():
+        graph = await compiled_graph(target, each, stack)
+        for part in ("checkpointer", "store"):
+            if getattr(graph, part, None) not in (None, False):
+                click.echo(f"Warning: the {part} of {target} is not used; the database has its own", err=True)
+        graphs[name] = sessions.attach(graph, replace=True)
+    return graphs
+
+
+def _names(graphs: dict[str, Any]) -> str:
+    return ", ".join(graphs) if graphs else "sessions without a graph"
+
+
+COMMANDS = (serve,)
