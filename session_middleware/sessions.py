@@ -161,7 +161,9 @@ class Sessions(SessionAccess):
         self._storage, self._offload = storage, offload
         self._background = BackgroundWorker(storage, at_once=settings.on_busy != "allow")
         path = "" if storage.name == ":memory:" else os.path.realpath(storage.name)
-        self._runs = RunRegistry(self._background, tracking=settings.tracking, path=path)
+        self._runs = RunRegistry(
+            self._background, tracking=settings.tracking, path=path, busy_timeout=settings.busy_timeout
+        )
         buffer = RecordBuffer(
             *(storage, offload),
             clock=clock,
@@ -295,7 +297,9 @@ class Sessions(SessionAccess):
         Args:
             group_id: the group of a session that this run opens.
             group_ids: further groups of the user.
-            configurable: other keys of ``configurable``.
+            configurable: other keys of ``configurable``. With ``on_busy="wait"``, ``"reject"`` or ``"allow"`` the run
+                waits for another one of its session, is refused, or runs beside it, whatever the settings say;
+                ``busy_timeout="5m"`` is its longest wait, and ``"never"`` means no limit.
 
         Raises:
             TypeError: a name is similar to one of these, such as ``user``.

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeGuard
 from uuid import uuid4
 
@@ -25,8 +26,11 @@ from session_middleware.errors import SessionError
 from session_middleware.models import Identity
 from session_middleware.runtime.background import BackgroundWorker
 from session_middleware.runtime.run_ends import Manager, call_at_end, find_loop
-from session_middleware.storage.run import Lease, RunContext
+from session_middleware.settings import duration_of
+from session_middleware.storage import validation
+from session_middleware.storage.run import BusyRule, Lease, RunContext
 
+_MINUTE = timedelta(minutes=1)
 _REMEMBERED = 1024  # sessions whose latest context is cached
 _RUNTIME, _TASK = "__pregel_runtime", "__pregel_task_id"  # LangGraph's, in the configs of a run and of its tasks
 _HANDLE = "__pregel_session_context"  # ours; LangGraph keeps this prefix out of metadata and streams
@@ -69,6 +73,7 @@ def identity_of(configurable: Mapping[str, Any]) -> Identity:
 
 
 _GROUPS = ("group_id", "group_ids")
+ON_BUSY = ("allow", "wait", "reject")
 
 
 def _given(value: Any) -> Any:
@@ -138,8 +143,10 @@ class RunHandle:
 class RunRegistry:
     """The active runs of one `Sessions`, and the run context of each call."""
 
-    def __init__(self, background: BackgroundWorker, *, tracking: bool = True, path: str = "") -> None:
-        self._background = background
+    def __init__(
+        self, background: BackgroundWorker, *, tracking: bool = True, path: str = "", busy_timeout: timedelta = _MINUTE
+    ) -> None:
+        self._background, self._busy_timeout = background, busy_timeout
         self._path = path or f"\0{uuid4()}"  # of the database file, if another `Sessions` can open it
         self._tracking = tracking  # the end of an announced run is recorded
         # Called with each run that no recorder announces, and its input; must not raise.
@@ -197,6 +204,15 @@ class RunRegistry:
             if manager is not None:
                 call_at_end(manager, lambda error: self._background.end(lease, error))
 
+    def _busy_rule(self, configurable: Mapping[str, Any]) -> BusyRule | None:
+        """The `on_busy` of this run's config, and its `busy_timeout`. Raises `InvalidArgument`."""
+        if (on_busy := configurable.get("on_busy")) is None:
+            return None
+        validation.check_choice("on_busy", on_busy, ON_BUSY)
+        given = configurable.get("busy_timeout")
+        limit = self._busy_timeout if given is None else duration_of("busy_timeout", given)
+        return BusyRule(on_busy, None if limit is None else limit.total_seconds())
+
     # The context of a call
 
     def context_for_read(self, configurable: dict[str, Any]) -> RunContext:
@@ -215,6 +231,7 @@ class RunRegistry:
         announced = self._match_announced(session_id, identity, run_id) if is_run else None
         context = announced or RunContext(session_id, identity, reading=not is_run)
         if is_run:
+            context.busy = context.busy or self._busy_rule(configurable)
             self._track(context, configurable, enclosing, manager)
             if loop is not None:
                 context.puts_at_end, context.has_one_value = loop.puts_at_end, loop.has_one_value

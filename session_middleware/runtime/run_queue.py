@@ -1,5 +1,7 @@
 """`RunQueue`: mutual exclusion of the runs of a session, if ``on_busy`` is ``"wait"`` or ``"reject"``.
 
+The setting holds for runs whose config has no ``on_busy`` of its own.
+
 The queue is in the database, so it covers all processes. Of the runs of this process that wait for one session, only
 the first polls the database. Under asyncio a waiting run is a sleeping task and occupies no thread. A nested run shares
 the lease of the run that encloses it, so the two cannot deadlock.
@@ -18,7 +20,7 @@ from session_middleware.runtime.background import BackgroundWorker
 from session_middleware.runtime.run_context import RunRegistry
 from session_middleware.storage.executor import StorageExecutor
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.run import RunContext
+from session_middleware.storage.run import BusyRule, RunContext
 
 _SHORTEST, _LONGEST = 0.01, 0.25  # seconds between two attempts of a waiting run
 _GRACE_SECONDS = 0.1  # in which ``on_busy="reject"`` waits for the end of a run to be stored
@@ -59,13 +61,17 @@ class RunQueue:
         timeout_seconds: float,
     ) -> None:
         self._storage, self._offload, self._background, self._runs = storage, offload, background, runs
-        self._flush, self._on_busy, self._timeout_seconds = flush, on_busy, timeout_seconds
+        self._flush, self._rule = flush, BusyRule(on_busy, timeout_seconds)
         self._lock = threading.Lock()
         self._queues: dict[str, list[_Waiter]] = {}
 
     def _is_needed(self, context: RunContext) -> bool:
         lease = context.lease
-        return self._on_busy != "allow" and lease is not None and not lease.is_exclusive and not context.reading
+        is_exclusive = self._rule_of(context).on_busy != "allow"
+        return is_exclusive and lease is not None and not lease.is_exclusive and not context.reading
+
+    def _rule_of(self, context: RunContext) -> BusyRule:
+        return context.busy or self._rule
 
     def acquire(self, context: RunContext) -> RunContext:
         """Return the context once its run has the session exclusively. Raises `SessionBusy`, or an admission error."""
@@ -115,7 +121,7 @@ class RunQueue:
 
     def _try_acquire(self, waiter: _Waiter) -> float | None:
         """The seconds until the next attempt, or ``None`` if the session is acquired. Raises `SessionBusy`."""
-        context = waiter.context
+        context, on_busy = waiter.context, self._rule_of(waiter.context).on_busy
         with waiter.lock:
             if waiter.is_over:
                 return None
@@ -125,9 +131,9 @@ class RunQueue:
                     self._flush(context.session_id)
                 self._background.release_ended_leases()
                 waiter.attempts += 1
-                if self._on_busy == "reject" and self._may_end(waiter):
+                if on_busy == "reject" and self._may_end(waiter):
                     return _SHORTEST
-                if self._storage.acquire_session(context, wait=self._on_busy == "wait" and not is_late):
+                if self._storage.acquire_session(context, wait=on_busy == "wait" and not is_late):
                     return None
             return self._pause(waiter)
 
@@ -139,7 +145,8 @@ class RunQueue:
         return found is not None and found[0] not in waiter.context.shared_with
 
     def _is_late(self, waiter: _Waiter) -> bool:
-        return time.monotonic() - waiter.began > self._timeout_seconds
+        seconds = self._rule_of(waiter.context).timeout_seconds
+        return seconds is not None and time.monotonic() - waiter.began > seconds
 
     def _pause(self, waiter: _Waiter) -> float:
         return min(_LONGEST, _SHORTEST * (1 + waiter.attempts / 4 + 4 * self._position(waiter)))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from session_middleware.models import Admission, Identity
 from session_middleware.storage.record_entries import Claim, Entry
@@ -26,6 +26,13 @@ class Lease:
     is_over: bool = False  # the run has ended; the row may still exist
     has_row: bool = False  # the run has a row in the record, and the lease is released when that is closed
     silent_beats: int | None = None  # heartbeats since the last write, if no callback reports the run's end
+
+
+class BusyRule(NamedTuple):
+    """What a run does while another one has its session."""
+
+    on_busy: Literal["allow", "wait", "reject"]
+    timeout_seconds: float | None  # the longest wait; None: no limit
 
 
 @dataclass(slots=True, eq=False)
@@ -109,6 +116,7 @@ class RunContext:
     lease: Lease | None = None  # of a run in progress
     shared_with: frozenset[str] = frozenset()  # runs, this one among them, that another `Sessions` may have admitted
     is_inside: bool = False  # the run is inside another run of its session, whose lease it shares
+    busy: BusyRule | None = None  # its own, instead of the settings'
     is_identity_assumed: bool = False  # the identity is the first reader's, who may be another caller
     checkpointed: bool = False  # a checkpointer of ours serves the run, and records the messages of its checkpoints
     has_checkpoint: bool = False  # the run has put a checkpoint

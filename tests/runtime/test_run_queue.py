@@ -15,7 +15,7 @@ from langgraph.errors import EmptyInputError
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import RetryPolicy, interrupt
 
-from session_middleware import LeaseLost, SessionBusy, Sessions
+from session_middleware import InvalidArgument, LeaseLost, SessionBusy, Sessions
 from tests.conftest import Clock, OpenSessions
 from tests.support import agents
 from tests.support.agents import human, said
@@ -573,3 +573,35 @@ def test_a_refusal_before_the_first_write_of_another_sessions_run_is_recorded(
         running.result(60)
     second.close()
     assert [(event.kind, event.reason) for event in first.get("t").events()] == [("opened", None), ("denied", "busy")]
+
+
+@pytest.mark.parametrize("on_busy", ["allow", "wait", "reject"])
+async def test_a_run_may_have_a_rule_of_its_own(on_busy: str, open_sessions: OpenSessions) -> None:
+    sessions, entered, leave = open_sessions(on_busy=on_busy), asyncio.Event(), asyncio.Event()
+
+    async def node(state: MessagesState) -> dict[str, Any]:
+        if state["messages"][-1].text == "first":
+            entered.set()
+            await leave.wait()
+        return {"messages": [("ai", "done")]}
+
+    graph = build(sessions, node)
+    await sessions.aopen("t")
+    first = asyncio.create_task(graph.ainvoke(human("first"), sessions.config("t", on_busy="allow")))
+    await entered.wait()
+    with pytest.raises(SessionBusy):
+        await graph.ainvoke(human("refused"), sessions.config("t", on_busy="reject"))
+    with pytest.raises(SessionBusy):
+        await graph.ainvoke(human("late"), sessions.config("t", on_busy="wait", busy_timeout="1ms"))
+    with pytest.raises(InvalidArgument, match="on_busy cannot be 'perhaps'"):
+        await graph.ainvoke(human("?"), sessions.config("t", on_busy="perhaps"))
+    await graph.ainvoke(human("beside"), sessions.config("t", on_busy="allow"))
+    waiting = asyncio.create_task(
+        graph.ainvoke(human("second"), sessions.config("t", on_busy="wait", busy_timeout="never"))
+    )
+    await until_queued(sessions, 2)
+    leave.set()
+    await first
+    assert [message.text for message in (await waiting)["messages"][-2:]] == ["second", "done"]
+    await sessions.asettle()
+    assert count_leases(sessions) == 0
