@@ -24,7 +24,7 @@ from langgraph.store.base import (
 )
 
 from session_middleware.errors import InvalidMemoryArgument, UnserializableValue
-from session_middleware.memory.scopes import OWNED, Namespace, Owners, check_namespace, is_visible
+from session_middleware.memory.scopes import OWNED, RESERVED, Namespace, Owners, check_namespace, is_visible
 from session_middleware.settings import is_minutes
 from session_middleware.storage import validation
 from session_middleware.storage.jsonable import is_text
@@ -93,7 +93,7 @@ def check_labels(namespace: Namespace, *, ids_anywhere: bool = False) -> None:
     if not isinstance(namespace, (tuple, list)):
         raise InvalidNamespaceError(f"{namespace!r} is not a namespace; use a tuple of labels: ({namespace!r},)")
     for position, label in enumerate(namespace):
-        is_id = ids_anywhere or (position == 1 and namespace[0] in OWNED)
+        is_id = ids_anywhere or (position == 1 and namespace[0] in (*OWNED, RESERVED))
         problem = _problem(label, is_id=is_id)
         if problem:
             raise InvalidNamespaceError(f"label {label!r} of namespace {namespace!r} {problem}")
@@ -153,7 +153,7 @@ def _put(ops: Sequence[PutOp], owners: Owners | None, embed: bool) -> MemoryPut:
 def _session_of(namespace: Namespace, owners: Owners | None) -> str | None:
     if owners is not None and owners.session is not None:
         return owners.session
-    return namespace[1] if namespace[0] == "session" and len(namespace) > 1 else None
+    return namespace[1] if namespace[0] in ("session", RESERVED) and len(namespace) > 1 else None
 
 
 def select_namespaces(namespaces: Iterable[Namespace], op: ListNamespacesOp, owners: Owners | None) -> list[Namespace]:

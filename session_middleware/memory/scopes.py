@@ -1,7 +1,9 @@
 """Scopes as namespaces, and the namespaces that a session, user or group may use. Pure functions.
 
-A namespace that begins with ``session``, ``user`` or ``group`` is owned by the id that follows; all other namespaces
-belong to the application, and every run may use them. The store, `session.memory` and the tools share these rules.
+A namespace that begins with ``session``, ``user`` or ``group`` is owned by the id that follows. One that begins with
+``langgraph``, a label that LangGraph reserves, has a server's notes about the session whose id follows. They are
+deleted with the session, and no run may use them. All other namespaces belong to the application, and every run may
+use them. The store, `session.memory` and the tools share these rules.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ class Owners(NamedTuple):
 
 
 OWNED = frozenset({"session", "user", "group"})
+RESERVED = "langgraph"
 ALWAYS = "always"  # the label, below a scope's namespace, of items that belong to every prompt
 
 
@@ -76,11 +79,11 @@ def visible_namespaces(owners: Owners, scopes: Sequence[Scope] = SCOPES) -> list
 def is_visible(namespace: Namespace, owners: Owners) -> bool:
     """Whether a run of these owners may use a namespace. The bare ``("user",)`` is open to no run."""
     if not namespace or namespace[0] not in OWNED:
-        return True
+        return namespace[:1] != (RESERVED,)
     return len(namespace) > 1 and namespace[1] in owners.of(namespace[0])
 
 
 def check_namespace(namespace: Namespace, owners: Owners) -> None:
     """Raises `MemoryAccessDenied` for a namespace of another session, user or group."""
     if not is_visible(namespace, owners):
-        raise MemoryAccessDenied(namespace, owner=getattr(owners, namespace[0]))
+        raise MemoryAccessDenied(namespace, owner=getattr(owners, namespace[0], None))

@@ -27,6 +27,7 @@ _COLUMNS = (
     "namespace, key, value, text, session_id, created_at, updated_at, message_id, expires_at, ttl_minutes, paths, id"
 )
 LIVE = "(expires_at IS NULL OR expires_at > ?)"
+RESERVED = """namespace >= '["langgraph"' AND namespace < '["langgraph"^'"""  # notes of a server about its sessions
 
 # Putting
 
@@ -181,7 +182,7 @@ def list_(
 def visible(query: MemoryQuery) -> tuple[str, list[Any]]:
     """The condition for the items of a query's namespaces, and its values."""
     if query.prefix and () in query.namespaces:
-        return "1 = 1", []
+        return f"NOT ({RESERVED})", []
     exact = [namespace_text(namespace) for namespace in query.namespaces]
     if not query.prefix:  # one parameter: SQLite limits the number of parameters and of ORs
         return "namespace IN (SELECT value FROM json_each(?))", [json.dumps(exact)]

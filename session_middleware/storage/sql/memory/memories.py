@@ -80,11 +80,12 @@ def unite(connection: Connection, session_id: str, to: str) -> None:
 
 
 def delete_sessions(connection: Connection, session_ids: Sequence[str]) -> Cursor:
-    """Delete the own items of sessions and their part of the index; items put for a user or group stay.
+    """Delete the own items of sessions, a server's notes, and their part of the index; those of a user or group stay.
 
     The cursor counts the items.
     """
-    ranges = json.dumps([items.range_of(namespace_text(("session", each))) for each in session_ids])
+    owned = [(root, each) for root in ("session", "langgraph") for each in session_ids]
+    ranges = json.dumps([items.range_of(namespace_text(each)) for each in owned])
     indexing.remove_sessions(connection, session_ids)
     return connection.execute(_DELETE_RANGES, (ranges,))
 

@@ -56,7 +56,7 @@ def rows(
         if progress is not None:
             progress(done, count)
     if namespace is not None:
-        where = _IN_NAMESPACE if namespace else f"NOT ({_IN_NAMESPACE})"
+        where = _IN_NAMESPACE if namespace else f"NOT ({_IN_NAMESPACE}) AND NOT ({items.RESERVED})"
         yield from _memories(connection, where, namespace or ("session",))
 
 
