@@ -172,12 +172,15 @@ class MemoryAccessDenied(SessionAccessDenied):
         self.namespace = namespace
         self.session_id = ""
         self.user_id = owner
-        SessionError.__init__(
-            self,
-            f"memory {namespace!r} belongs to another {namespace[0]} than this run's ({owner!r}); "
-            "use the id of the run's own config, or a namespace that does not begin with "
-            "'session', 'user' or 'group'",
-        )
+        if namespace[0] in ("session", "user", "group"):
+            text = (
+                f"memory {namespace!r} belongs to another {namespace[0]} than this run's ({owner!r}); "
+                "use the id of the run's own config, or a namespace that does not begin with "
+                "'session', 'user' or 'group'"
+            )
+        else:
+            text = f"memory {namespace!r} belongs to the app; use a namespace that begins with {('user', owner)!r}"
+        SessionError.__init__(self, text)
 
 
 class GraphHasPart(SessionError, ValueError):

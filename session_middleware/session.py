@@ -570,21 +570,25 @@ class Session(SessionFields):
         *,
         after: int = 0,
         limit: int | None = None,
+        last: int | None = None,
         tags: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None,
     ) -> Rows[Run]:
         """The runs, in order; of those with labels, the runs that have all these tags and this metadata.
 
         A filter of metadata is as in LangGraph's stores: ``{"experiment": "b"}``, ``{"attempt": {"$gt": 1}}``.
-        With a filter, all runs after `after` are read.
+        With a filter, all runs after `after` are read. ``runs(last=1)`` is the latest run, read alone.
         """
         wanted = set(validation.checked_tags(tags))
         validation.check_kind("metadata", metadata, Mapping | None, "a dict")
-        if not wanted and not metadata:
-            return self._records(Run, after, limit)
-        limit = validation.checked_limit(limit)
-        runs = self._records(Run, after, None)
-        return Rows([run for run in runs if wanted <= set(run.tags) and passes(run.metadata, metadata)][:limit], of=Run)
+        part = self._part(after, None, limit, last, subgraphs=True)
+        is_filtered = bool(wanted or metadata)
+        most = None if is_filtered else part.limit
+        runs = self._storage.list_records(Run, self.id, after=after, limit=most, from_end=part.from_end)
+        if is_filtered:
+            runs = [run for run in runs if wanted <= set(run.tags) and passes(run.metadata, metadata)]
+            runs = runs[:limit] if last is None else runs[max(0, len(runs) - last) :]
+        return Rows(runs, of=Run)
 
     def questions(self, *, after: int = 0, limit: int | None = None) -> Rows[Question]:
         """What the graph asked at its interrupts, in order, with the answers."""

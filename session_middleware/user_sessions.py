@@ -17,6 +17,7 @@ from session_middleware.display.progress import progress_bar
 from session_middleware.errors import InvalidArgument, SessionAccessDenied, SessionBusy, SessionNotFound, UserRevoked
 from session_middleware.exports.formats import Format, checked_path, checked_target, write_all
 from session_middleware.memory.results import SearchHit
+from session_middleware.memory.store import SessionStore
 from session_middleware.models import (
     CALL_STATUSES,
     Event,
@@ -50,6 +51,7 @@ from session_middleware.storage.types import (
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
+    from langgraph.store.base import BaseStore
 
     from session_middleware.experiments.replay import Replay
     from session_middleware.sessions import Sessions
@@ -476,6 +478,15 @@ class UserSessions(SessionAccess):
 
     def __repr__(self) -> str:
         return f"{self._sessions!r}.for_user({self.identity.user_id!r})"
+
+    @property
+    def store(self) -> BaseStore:
+        """`Sessions.store`, of it the namespaces that begin with ``"user"`` or ``"group"`` and an id of this user's.
+
+        All others raise `MemoryAccessDenied`, also those of the app. A search or a listing leaves them out.
+        """
+        ttl = self._sessions.settings.memory_ttl
+        return SessionStore(self._sessions._indexer, ttl=ttl, identity=self.identity)  # type: ignore[arg-type]
 
     def config(self, session_id: object = None, **configurable: Any) -> RunnableConfig:
         """The config of a run of this user. Raises `TypeError` for a `user_id` and for groups."""

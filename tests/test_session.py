@@ -238,3 +238,16 @@ async def test_closing_twice_is_allowed_under_asyncio_too() -> None:
     for _ in range(2):
         await sessions.aclose()
     sessions.close()
+
+
+def test_the_latest_runs_are_read_alone(sessions: Sessions) -> None:
+    session = sessions.open("t")
+    for label in ("a", "b", "a"):
+        with session:
+            session.add({"role": "user", "content": label})
+    runs = session.runs()
+    assert [session.runs(last=number) for number in (0, 1, 2, 9)] == [[], runs[2:], runs[1:], runs]
+    assert session.runs(last=1, after=runs[2].seq) == []
+    assert session.runs(last=1, tags=["unknown"]) == []
+    with pytest.raises(errors.InvalidArgument, match="last"):
+        session.runs(last=1, limit=1)

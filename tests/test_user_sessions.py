@@ -6,9 +6,10 @@ import inspect
 from typing import Any
 
 import pytest
+from langgraph.store.base import InvalidNamespaceError
 
 from session_middleware import SessionAccessDenied, SessionNotFound, Sessions, UserRevoked
-from session_middleware.errors import InvalidArgument, MemoryScopeUnavailable
+from session_middleware.errors import InvalidArgument, MemoryAccessDenied, MemoryScopeUnavailable
 from session_middleware.models import Identity, SessionInfo
 from session_middleware.session import Session
 from session_middleware.user_sessions import UserSessions
@@ -436,3 +437,32 @@ def test_all_that_a_guarded_session_asks_of_storage_is_guarded() -> None:
     used = set(re.findall(r"_storage\.(\w+)\(", source))
     used -= {"export_sessions", "find_active_run"}  # of the unguarded storage, after `AuthorizedStorage.check`
     assert {"list_messages", "update_session", "put_memories"} <= used <= set(dir(AuthorizedStorage))
+
+
+def test_the_store_of_a_user_has_the_users_own_namespaces_and_those_of_the_groups(sessions: Sessions) -> None:
+    shown = [("user", "alice"), ("user", "alice", "notes"), ("group", "team")]
+    hidden = [("user", "bob"), ("group", "other"), ("session", "t"), ("notes",), ("user",), ("langgraph", "runs")]
+    for namespace in shown + hidden[:4]:
+        sessions.store.put(namespace, "k", {"text": SECRET})
+    store = sessions.for_user("alice", ["team"]).store
+    for namespace in shown:
+        store.put(namespace, "own", {"a": 1})
+        assert {found.key for found in store.search(namespace)} >= {"k", "own"}
+        assert store.get(namespace, "k") is not None
+        store.delete(namespace, "own")
+    for namespace in hidden:
+        for call in (
+            lambda: store.get(namespace, "k"),  # noqa: B023
+            lambda: store.put(namespace, "k", {}),  # noqa: B023
+            lambda: store.search(namespace),  # noqa: B023
+            lambda: store.delete(namespace, "k"),  # noqa: B023
+        ):
+            with pytest.raises((MemoryAccessDenied, InvalidNamespaceError)):
+                call()
+    with pytest.raises(MemoryAccessDenied, match=r"belongs to the app; use .*'user', 'alice'"):
+        store.get(("notes",), "k")
+    assert {found.namespace for found in store.search(())} == set(shown)
+    assert set(store.list_namespaces()) == set(shown)
+    sessions.revoke("alice")
+    with pytest.raises(UserRevoked):
+        store.search(())

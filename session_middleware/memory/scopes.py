@@ -27,6 +27,7 @@ class Owners(NamedTuple):
     user: str | None = None
     group: str | None = None  # of new memories
     groups: frozenset[str] = frozenset()  # whose memories are found too
+    may_use_others: bool = True  # the namespaces without an owner, which belong to the application
 
     def of(self, scope: str) -> set[str]:
         """All ids of a scope; none for a scope without owners."""
@@ -78,12 +79,14 @@ def visible_namespaces(owners: Owners, scopes: Sequence[Scope] = SCOPES) -> list
 
 def is_visible(namespace: Namespace, owners: Owners) -> bool:
     """Whether a run of these owners may use a namespace. The bare ``("user",)`` is open to no run."""
-    if not namespace or namespace[0] not in OWNED:
-        return namespace[:1] != (RESERVED,)
+    if not namespace:  # of a search in all visible namespaces
+        return True
+    if namespace[0] not in OWNED:
+        return owners.may_use_others and namespace[0] != RESERVED
     return len(namespace) > 1 and namespace[1] in owners.of(namespace[0])
 
 
 def check_namespace(namespace: Namespace, owners: Owners) -> None:
     """Raises `MemoryAccessDenied` for a namespace of another session, user or group."""
     if not is_visible(namespace, owners):
-        raise MemoryAccessDenied(namespace, owner=getattr(owners, namespace[0], None))
+        raise MemoryAccessDenied(namespace, owner=getattr(owners, namespace[0], owners.user))

@@ -2,7 +2,8 @@
 
 Inside a running graph access is restricted: only a run whose config has the id may use a namespace that begins with
 ``session``, ``user`` or ``group`` and that id. The ids come from the run's config, never from the arguments of a
-call, which a model may have written. Outside a graph the caller is an operator and may use all namespaces.
+call, which a model may have written. Outside a graph the caller is an operator and may use all namespaces. The store
+of one user, `UserSessions.store`, has only the namespaces of the user and of the user's groups, wherever it is called.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from langgraph.store.base import (
     TTLConfig,
 )
 
+from session_middleware.errors import UserRevoked
 from session_middleware.lifecycle import check_access as check_session_access
 from session_middleware.lifecycle import session_id_of
 from session_middleware.memory.indexer import MemoryIndexer
 from session_middleware.memory.ops import check_access, check_ops, check_root, puts_of, select_namespaces, visible
 from session_middleware.memory.scopes import Namespace, Owners
+from session_middleware.models import Identity
 from session_middleware.runtime.run_context import identity_of
 from session_middleware.storage.executor import async_twin
 from session_middleware.storage.memory_types import MemoryQuery, StoredMemory
@@ -67,8 +70,10 @@ class SessionStore(BaseStore):
 
     supports_ttl = True
 
-    def __init__(self, indexer: MemoryIndexer, *, ttl: TTLConfig | None = None) -> None:
-        self._indexer = indexer
+    def __init__(
+        self, indexer: MemoryIndexer, *, ttl: TTLConfig | None = None, identity: Identity | None = None
+    ) -> None:
+        self._indexer, self._identity = indexer, identity
         self._storage, self._offload = indexer.storage, indexer.offload
         self.ttl_config = ttl
 
@@ -97,6 +102,10 @@ class SessionStore(BaseStore):
 
     def _caller(self, *, changes: bool) -> tuple[Owners | None, RunContext | None]:
         """The owners that the running graph's config names, and its run. No checkpointer may have checked them."""
+        if (user := self._identity) is not None:
+            if self._storage.is_revoked(user.user_id):
+                raise UserRevoked("", user_id=user.user_id)
+            return Owners(None, user.user_id, user.group_id, user.groups, may_use_others=False), None
         configurable = _running_configurable()
         if configurable is None:
             return None, None

@@ -40,14 +40,22 @@ _UNFINISHED: dict[str, tuple[type[Record], str]] = {
 
 
 def list_records(
-    connection: Connection, kind: type[R], session_id: str, *, after: int = 0, limit: int | None = None
+    connection: Connection,
+    kind: type[R],
+    session_id: str,
+    *,
+    after: int = 0,
+    limit: int | None = None,
+    from_end: bool = False,
 ) -> list[R]:
     table = next(table for table, model, *_ in _TABLES if model is kind)
+    by_seq = "ORDER BY seq DESC" if from_end else "ORDER BY seq"
     cursor = connection.execute(
-        f"SELECT * FROM {table} WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
+        f"SELECT * FROM {table} WHERE session_id = ? AND seq > ? {by_seq} LIMIT ?",
         (session_id, after, UNLIMITED if limit is None else limit),
     )
-    return with_interruptions(connection, values_of(kind, cursor))
+    found = values_of(kind, cursor)
+    return with_interruptions(connection, found[::-1] if from_end else found)
 
 
 def list_timeline(connection: Connection, session_id: str, part: Part = _WHOLE) -> Page:
