@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI
 from langgraph.pregel import Pregel
 
 from session_middleware import Sessions, __version__
 from session_middleware.integrations.fastapi_errors import add_error_handler
+from session_middleware.integrations.server import assistants, unsupported
 from session_middleware.integrations.server.identity import Authenticate, Authentication, LoopbackUser
-
-
-@dataclass(frozen=True)
-class Server:
-    """What all routes share, as ``request.app.state.server``."""
-
-    sessions: Sessions
-    graphs: Mapping[str, Pregel[Any, Any, Any, Any]]  # attached, by assistant id
-    authentication: Authentication
-
-
-def _server(request: Request) -> Server:
-    server: Server = request.app.state.server
-    return server
-
-
-CurrentServer = Annotated[Server, Depends(_server)]
+from session_middleware.integrations.server.problems import add_validation_handler
+from session_middleware.integrations.server.server_state import Server
 
 
 def app(
@@ -48,12 +33,15 @@ def app(
     made = FastAPI(title="session-middleware", version=__version__)
     made.state.server = Server(sessions, attached, Authentication(authenticate or LoopbackUser()))
     add_error_handler(made)
+    add_validation_handler(made)
     _add_routes(made)
     return made
 
 
 def _add_routes(made: FastAPI) -> None:
     """One line for each router."""
+    made.include_router(assistants.router)
+    made.include_router(unsupported.router)
 
     @made.get("/ok")
     async def ok() -> dict[str, bool]:

@@ -1,0 +1,30 @@
+"""Parts of LangGraph's API that this server does not have. They answer 501 and a sentence that says what to do."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from fastapi import APIRouter, HTTPException
+
+router = APIRouter(include_in_schema=False)
+
+_CRONS = ("/runs/crons", "/runs/crons/{part:path}", "/threads/{thread_id}/runs/crons")
+_CHANGES = {
+    "/assistants": "POST",
+    "/assistants/{assistant_id}": "PATCH DELETE",
+    "/assistants/{assistant_id}/latest": "POST",
+}
+
+
+async def _refuse_crons() -> NoReturn:
+    raise HTTPException(501, "this server has no crons; let a scheduler, such as cron, create runs with the client")
+
+
+async def _refuse_changes() -> NoReturn:
+    raise HTTPException(501, "the assistants are the graphs that the server was started with; change them there")
+
+
+for _path in _CRONS:
+    router.add_api_route(_path, _refuse_crons, methods=["GET", "POST", "PATCH", "DELETE"], response_model=None)
+for _path, _methods in _CHANGES.items():
+    router.add_api_route(_path, _refuse_changes, methods=_methods.split(), response_model=None)

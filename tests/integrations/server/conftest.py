@@ -1,0 +1,60 @@
+"""Servers on real sockets, which clients that we did not write talk to."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+SERVER = Path(__file__).parents[2] / "support" / "http_server.py"
+
+Serve = Callable[..., AbstractContextManager[str]]
+
+
+@contextmanager
+def serving(url: object, **environment: str) -> Iterator[str]:
+    """The address of a process that serves the graphs of `tests/support/http_server.py` over a database."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("LANGSMITH", "LANGCHAIN"))}
+    process = subprocess.Popen(
+        [sys.executable, SERVER, str(url)],
+        env=inherited | {"PYTHONPATH": str(ROOT), "SESSION_SYNCHRONOUS": "normal"} | environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        address = process.stdout.readline().strip()  # when it listens; empty if it has ended
+        assert address, "the server did not start"
+        yield address
+    finally:
+        process.stdin.close()  # which ends it
+        process.stdout.close()
+        assert process.wait(timeout=30) == 0
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, migrated_file: Path) -> Iterator[str]:
+    """The address of one server over SQLite for all tests of a module, which name users or threads of their own.
+
+    The caller is the user whom the header ``x-user`` names, an operator with ``x-operator``, in the groups of
+    ``x-groups``.
+    """
+    path = tmp_path_factory.mktemp("served") / "sessions.db"
+    path.write_bytes(migrated_file.read_bytes())
+    with serving(path) as address:
+        yield address
+
+
+@pytest.fixture
+def served_twice(postgres_url: str) -> Iterator[tuple[str, str]]:
+    """The addresses of two processes that serve one database of PostgreSQL."""
+    with serving(postgres_url) as one, serving(postgres_url) as other:
+        yield one, other
