@@ -210,6 +210,11 @@ class Record(Value):
         return next((getattr(self, name) for name in fields if name in type(self).model_fields), None)
 
     @property
+    def is_finished(self) -> bool:
+        """False while it may still change: `Session.follow` yields it again then."""
+        return True
+
+    @property
     def line(self) -> str:
         """The record as one line of plain text, without its kind and its time."""
         return self.describe()
@@ -258,6 +263,10 @@ class Run(Record):
     started_from: str | None = None  # the checkpoint that it continued
     checkpoint_id: str | None = None  # the checkpoint it ended at
 
+    @property
+    def is_finished(self) -> bool:
+        return self.outcome != "running"
+
     def describe(self, *, full: bool = False) -> str:
         by = self.user_id and f"by {self.user_id}"
         return _joined(self.outcome, by, _took(self.duration_ms), _tokens(self), outcome=_cut(self.error, full=full))
@@ -289,6 +298,10 @@ class Message(Record):
     # "redacted:emails", "unknown:role" …
     flags: tuple[str, ...] = ()
     created_at: datetime
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status == "complete" or self.replaced_by is not None
 
     def describe(self, *, full: bool = False) -> str:
         calls = (f"asks for {call_text(call.get('name'), call.get('args'), full=full)}" for call in self.tool_calls)
@@ -347,6 +360,10 @@ class ToolCall(Record):
     flags: tuple[str, ...] = ()
     started_at: datetime | None = None
     duration_ms: float | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status != "running"
 
     def describe(self, *, full: bool = False) -> str:
         outcome = json_text(self.error if self.error is not None else self.result, full=full)
@@ -416,6 +433,10 @@ class Question(Record):
     answered_at: datetime | None = None
     answer_run_id: str | None = None  # that run
     flags: tuple[str, ...] = ()  # "withheld:value", "redacted:emails" …
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status != "open"
 
     @property
     def asked(self) -> str:

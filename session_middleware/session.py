@@ -63,6 +63,10 @@ if TYPE_CHECKING:
     from session_middleware.user_sessions import SessionAccess
 
 
+def _is_deleted(info: SessionInfo | None) -> bool:
+    return info is None
+
+
 def _recording(method: Callable[Concatenate[ManualRecorder, P], T]) -> Callable[Concatenate[Session, P], T]:
     """The method of `Session` that calls this method of its recorder, with the same signature."""
 
@@ -619,34 +623,49 @@ class Session(SessionFields):
         return Timeline(*self._storage.list_timeline(self.id, part))
 
     def follow(
-        self, *, after: int = 0, timeout: Any = None, until: Callable[[Record], bool] | None = None
+        self,
+        *,
+        after: int = 0,
+        timeout: Any = None,
+        until: Callable[[Record], bool] | None = None,
+        past_end: bool = False,
     ) -> Iterator[Record]:
         """Iterate over the record as it is committed, by this or another process: existing records, then new ones.
 
         A run, tool call or message that was unfinished is yielded again, with the same `seq`, when it has
-        changed. The iteration ends when the session has ended or was deleted.
+        changed, which `Record.is_finished` tells. The iteration ends when the session has ended or was deleted.
 
         Args:
             after: yield records after this `seq` only. A record before it that has finished meanwhile is not
                 yielded again.
             timeout: a duration, such as ``"30s"``: end when no record was committed for this long. None: never.
             until: end after the first record for which this is true.
+            past_end: only end when the session was deleted: a run may reopen one that has ended.
         """
-        return follow(self._following(after, until), timeout=duration_of("timeout", timeout), until=until)
+        return follow(
+            self._following(after, until, past_end=past_end), timeout=duration_of("timeout", timeout), until=until
+        )
 
     def afollow(
-        self, *, after: int = 0, timeout: Any = None, until: Callable[[Record], bool] | None = None
+        self,
+        *,
+        after: int = 0,
+        timeout: Any = None,
+        until: Callable[[Record], bool] | None = None,
+        past_end: bool = False,
     ) -> AsyncIterator[Record]:
         """`follow`, for asyncio."""
-        following = self._following(after, until)
+        following = self._following(after, until, past_end=past_end)
         return afollow(following, self._offload, timeout=duration_of("timeout", timeout), until=until)
 
-    def _following(self, after: int, until: object = None) -> Following:
+    def _following(self, after: int, until: object, *, past_end: bool) -> Following:
         validation.check_seq(after)
         if until is not None:
             validation.check_callable("until", until, "a function of a record, which is true after the last one")
         check = partial(self._authorized.check, reading=True)
-        return Following(self._storage, self.id, after=after, has_ended=self._has_ended, check=check)
+        validation.check_kind("past_end", past_end, bool, "True or False")
+        has_ended = _is_deleted if past_end else self._has_ended
+        return Following(self._storage, self.id, after=after, has_ended=has_ended, check=check)
 
     def _has_ended(self, info: SessionInfo | None) -> bool:
         sessions = self._sessions

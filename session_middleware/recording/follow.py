@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from session_middleware.errors import SessionNotFound
-from session_middleware.models import Message, Question, Run, SessionInfo, ToolCall
+from session_middleware.models import Run, SessionInfo
 from session_middleware.storage.executor import StorageExecutor
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.types import Part, Record, Watch
@@ -88,7 +88,7 @@ class Following:
         new = self._storage.list_timeline(self._session_id, Part(after=self._after, limit=_PAGE)).records
         for entry in (*changed, *new):
             self._unfinished.pop(entry.seq, None)
-            if _is_unfinished(entry):
+            if not entry.is_finished:
                 self._unfinished[entry.seq] = entry
         if new:
             self._after = new[-1].seq
@@ -102,16 +102,6 @@ class Following:
     def _read_again(self, entry: Record) -> Record | None:
         rows = self._storage.list_records(type(entry), self._session_id, after=entry.seq - 1, limit=1)
         return rows[0] if rows and rows[0].seq == entry.seq else None  # else the row was deleted
-
-
-def _is_unfinished(entry: Record) -> bool:
-    if isinstance(entry, Run):
-        return entry.outcome == "running"
-    if isinstance(entry, ToolCall):
-        return entry.status == "running"
-    if isinstance(entry, Question):
-        return entry.status == "open"
-    return isinstance(entry, Message) and entry.status == "incomplete" and entry.replaced_by is None
 
 
 def _pauses(timeout: timedelta | None) -> Iterator[float]:

@@ -12,6 +12,7 @@ import pytest
 from langchain_core.tools import tool
 
 from session_middleware import Sessions
+from session_middleware.errors import InvalidArgument
 from session_middleware.models import Message, Run, ToolCall
 from session_middleware.recording import follow
 from session_middleware.storage.types import Record
@@ -95,7 +96,7 @@ def test_going_on_tells_of_what_was_not_finished_before(sessions: Sessions) -> N
     def look_up(thing: str) -> str:
         """Take a look at the record, stop following, and follow again."""
         seen.extend(session.follow(timeout="1ms"))
-        stand.append(session._following(seen[-1].seq))
+        stand.append(session._following(seen[-1].seq, None, past_end=False))
         assert stand[0].poll().new == []
         return "nice"
 
@@ -116,6 +117,19 @@ def test_it_ends_with_the_session(sessions: Sessions) -> None:
     assert next(found).kind == "opened"  # type: ignore[union-attr]
     sessions.delete("t")
     assert list(found) == []
+
+
+@pytest.mark.usefixtures("each_engine")
+def test_it_goes_on_past_the_end_of_a_session_until_that_is_deleted(sessions: Sessions) -> None:
+    session = sessions.open("t")
+    found = session.follow(past_end=True)
+    session.complete()
+    sessions.open("t")
+    assert [next(found).kind for _ in range(3)] == ["opened", "completed", "reopened"]  # type: ignore[union-attr]
+    sessions.delete("t")
+    assert list(found) == []
+    with pytest.raises(InvalidArgument, match="past_end"):
+        session.follow(past_end=None)  # type: ignore[arg-type]
 
 
 @pytest.mark.sessions(idle_timeout="1h")
@@ -186,7 +200,7 @@ def test_a_follower_that_learns_of_changes_reads_only_after_one(postgres_url: st
     """Two `Sessions` are as two processes: neither knows of the other's commits."""
     with Sessions(postgres_url, sweep_interval=None) as ours, Sessions(postgres_url, sweep_interval=None) as others:
         session = ours.open("t")
-        following, changed = session._following(0), threading.Event()
+        following, changed = session._following(0, None, past_end=False), threading.Event()
         watch = following.watch(changed.set)
         assert changed.wait(30)  # with the first notice the earlier changes are read
         assert watch.is_live
@@ -214,13 +228,13 @@ def test_a_follower_polls_where_notices_do_not_arrive(postgres_server: Server) -
         assert next(found).kind == "opened"  # type: ignore[union-attr]
         others.attach(agents.chat()).invoke(human("hi"), others.config("t"))
         assert is_answer(list(found)[-1])
-        assert not session._following(0).watch(lambda: None).is_live
+        assert not session._following(0, None, past_end=False).watch(lambda: None).is_live
 
 
 def test_a_follower_hears_of_changes_again_after_its_connection_was_lost(postgres_server: Server) -> None:
     with postgres_server.database() as url, Sessions(url, sweep_interval=None) as sessions:
         session, changed = sessions.open("t"), threading.Event()
-        watch = session._following(0).watch(changed.set)
+        watch = session._following(0, None, past_end=False).watch(changed.set)
         assert changed.wait(30)
         changed.clear()
         end_connections(url)
