@@ -479,6 +479,12 @@ class Sessions(SessionAccess):
         self._resources.close(ended)
         return ended
 
+    def list_revoked(self, user_ids: Iterable[str]) -> builtins.list[str]:
+        """Those of these users that `revoke` denies access. One read, for a server that keeps connections open."""
+        wanted = "a list of the ids of users"
+        chosen = validation.validated("user_ids", user_ids, tuple[str, ...], wanted)
+        return self._storage.list_revoked({lifecycle.owner_id_of("user_ids", user_id) for user_id in chosen})
+
     # Hooks
     #
     # A hook takes an `Event`, and may be ``async``. It is called soon after the commit, on a thread of its own (an
@@ -638,6 +644,7 @@ class Sessions(SessionAccess):
     abackup = async_twin(backup)
     aforget_user = async_twin(forget_user)
     arevoke = async_twin(revoke)
+    alist_revoked = async_twin(list_revoked)
     amemory = async_twin(memory)
     aindex_memory = async_twin(index_memory)
 

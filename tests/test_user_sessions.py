@@ -9,7 +9,7 @@ import pytest
 from langgraph.store.base import InvalidNamespaceError
 
 from session_middleware import SessionAccessDenied, SessionNotFound, Sessions, UserRevoked
-from session_middleware.errors import InvalidArgument, MemoryAccessDenied, MemoryScopeUnavailable
+from session_middleware.errors import InvalidArgument, InvalidIdentity, MemoryAccessDenied, MemoryScopeUnavailable
 from session_middleware.models import Identity, SessionInfo
 from session_middleware.session import Session
 from session_middleware.user_sessions import UserSessions
@@ -274,6 +274,15 @@ async def test_a_revoked_user_is_refused_everywhere_until_it_is_lifted(sessions:
     assert sessions.get("t").opened_as == "reopened"
 
 
+async def test_the_revoked_users_among_many_are_listed(sessions: Sessions) -> None:
+    sessions.revoke("alice"), sessions.revoke("mallory")
+    assert await sessions.alist_revoked(["bob", "mallory", "alice", "alice"]) == ["alice", "mallory"]
+    assert sessions.list_revoked([]) == []
+    for wrong in ("alice", [None], [""]):
+        with pytest.raises((InvalidArgument, InvalidIdentity)):
+            sessions.list_revoked(wrong)  # type: ignore[arg-type]
+
+
 def test_a_revoked_users_run_is_stopped_at_its_next_checkpoint(sessions: Sessions) -> None:
     from langchain_core.tools import tool
 
@@ -401,6 +410,7 @@ OPERATORS = {
         "aclose",
         "find_user",
         "for_user",
+        "list_revoked",
         "forget_user",
         "on_closed",
     ),

@@ -348,6 +348,9 @@ class Storage(Protocol):
 
     def is_revoked(self, user_id: str | None) -> bool: ...
 
+    def list_revoked(self, user_ids: Collection[str]) -> list[str]:
+        """Those of the users that are revoked."""
+
     # The record
 
     def append(self, context: RunContext, entries: Sequence[Entry] = (), *, if_admitted: bool = False) -> None:

@@ -260,6 +260,11 @@ def use_all_of_upkeep(storage: Storage) -> None:
     storage.list_archived(user_id=None, limit=5), storage.list_archived(user_id="u", limit=5, before=(later, "w"))
     storage.subscribe(["opened", "completed"], lambda events: None)
     storage.open_session(RunContext("x", Identity(user_id="v")), SessionDetails())
-    storage.revoke_user("v", reason=None), storage.is_revoked("v"), storage.revoke_user("v", lift=True)
+    (
+        storage.revoke_user("v", reason=None),
+        storage.is_revoked("v"),
+        storage.list_revoked(["v"]),
+        storage.revoke_user("v", lift=True),
+    )
     storage.forget_user("v", dry_run=False)
     storage.open_session(RunContext("t", Identity(user_id="u")), SessionDetails())

@@ -61,6 +61,7 @@ _PAUSE, _LONGEST_PAUSE_SECONDS = 2, 0.05  # after it, as a multiple of its durat
 class SessionOperations(Operations):
     find_tombstone = reading(tombstones.find)
     is_revoked = reading(tombstones.is_revoked)
+    list_revoked = reading(tombstones.list_revoked)
     list_ids = reading(ids.list_ids)
     find_settings = reading(app_settings.find)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from functools import lru_cache
 
@@ -135,6 +135,12 @@ _FIND_REVOKED = "SELECT 1 FROM revoked WHERE user_hash = ?"
 
 def is_revoked(connection: Connection, user_id: str | None) -> bool:
     return connection.execute(_FIND_REVOKED, (hash_of(user_id),)).fetchone() is not None
+
+
+def list_revoked(connection: Connection, user_ids: Collection[str]) -> list[str]:
+    by_hash = {hashed(user_id): user_id for user_id in user_ids}
+    sql = "SELECT user_hash FROM revoked WHERE user_hash IN (SELECT value FROM json_each(?))"
+    return sorted(by_hash[user_hash] for (user_hash,) in connection.execute(sql, (json.dumps(list(by_hash)),)))
 
 
 def prefetch_revoked(connection: Connection, user_id: str | None) -> None:
