@@ -45,6 +45,12 @@ def status_of(error: errors.SessionError) -> int:
     return next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
 
 
+def body_of(error: errors.SessionError) -> dict[str, str]:
+    """The JSON of a response, which a stream that has begun can send as its last event."""
+    name = type(error).__name__
+    return {"error": name, "detail": _CAPITAL.sub(" ", name).lower()}
+
+
 def add_error_handler(app: Starlette) -> None:
     """Answer each `SessionError` by its status, as ``{"error": "SessionNotFound", "detail": "session not found"}``.
 
@@ -59,5 +65,4 @@ async def _respond(request: Request, error: Exception) -> JSONResponse:
     if status >= 500:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
     headers = {"Retry-After": "1"} if isinstance(error, errors.SessionBusy) else None
-    name = type(error).__name__
-    return JSONResponse({"error": name, "detail": _CAPITAL.sub(" ", name).lower()}, status, headers=headers)
+    return JSONResponse(body_of(error), status, headers=headers)

@@ -10,10 +10,11 @@ from langgraph.pregel import Pregel
 
 from session_middleware import Sessions, __version__
 from session_middleware.integrations.fastapi_errors import add_error_handler
-from session_middleware.integrations.server import assistants, unsupported
+from session_middleware.integrations.server import assistants, follow, unsupported
 from session_middleware.integrations.server.identity import Authenticate, Authentication, LoopbackUser
 from session_middleware.integrations.server.problems import add_validation_handler
 from session_middleware.integrations.server.server_state import Server
+from session_middleware.integrations.server.streams import OpenStreams
 
 
 def app(
@@ -31,7 +32,8 @@ def app(
     """
     attached = {name: sessions.attach(graph) for name, graph in (graphs or {}).items()}
     made = FastAPI(title="session-middleware", version=__version__)
-    made.state.server = Server(sessions, attached, Authentication(authenticate or LoopbackUser()))
+    authentication = Authentication(authenticate or LoopbackUser(), sessions)
+    made.state.server = Server(sessions, attached, authentication, OpenStreams(sessions))
     add_error_handler(made)
     add_validation_handler(made)
     _add_routes(made)
@@ -41,6 +43,7 @@ def app(
 def _add_routes(made: FastAPI) -> None:
     """One line for each router."""
     made.include_router(assistants.router)
+    made.include_router(follow.router)
     made.include_router(unsupported.router)
 
     @made.get("/ok")

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import datetime
 from ipaddress import ip_address
 from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import Depends
-from fastapi.exceptions import HTTPException, WebSocketException
+from fastapi.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
 from session_middleware import Sessions
+from session_middleware.errors import UserRevoked
 from session_middleware.user_sessions import UserSessions
 
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")  # what a proxy adds
@@ -30,6 +32,7 @@ class Caller:
     user_id: str
     group_ids: tuple[str, ...] = ()
     is_operator: bool = False
+    expires_at: datetime | None = None  # when the token does; open streams end then
 
     def access(self, sessions: Sessions) -> Sessions | UserSessions:
         """The sessions that the caller may see and change."""
@@ -97,24 +100,22 @@ def is_loopback(host: str) -> bool:
 class Authentication:
     """How an app finds out who calls."""
 
-    authenticate: Authenticate = field(default_factory=LoopbackUser)
+    authenticate: Authenticate
+    sessions: Sessions
 
     async def caller_of(self, connection: HTTPConnection) -> Caller:
         """The caller of a request or of a WebSocket.
 
         Raises:
             HTTPException: 401 if nobody is known, and what `authenticate` raises.
-            WebSocketException: instead of these, for a WebSocket, which is then closed.
+            UserRevoked: the user is revoked.
         """
-        try:
-            found = self.authenticate(connection)
-            caller = await found if inspect.isawaitable(found) else found
-            if caller is None:
-                raise HTTPException(401, "not authenticated", headers={"WWW-Authenticate": "Bearer"})
-        except HTTPException as error:
-            if connection.scope["type"] == "websocket":
-                raise WebSocketException(1008, error.detail) from error
-            raise
+        found = self.authenticate(connection)
+        caller = await found if inspect.isawaitable(found) else found
+        if caller is None:
+            raise HTTPException(401, "not authenticated", headers={"WWW-Authenticate": "Bearer"})
+        if await self.sessions.alist_revoked([caller.user_id]):
+            raise UserRevoked("", user_id=caller.user_id)
         return caller
 
 

@@ -12,6 +12,7 @@ from langgraph.pregel import Pregel
 
 from session_middleware import Sessions
 from session_middleware.integrations.server.identity import Authentication
+from session_middleware.integrations.server.streams import OpenStreams
 from session_middleware.models import utc_now
 
 
@@ -22,6 +23,7 @@ class Server:
     sessions: Sessions
     graphs: Mapping[str, Pregel[Any, Any, Any, Any]]  # attached, by assistant id
     authentication: Authentication
+    streams: OpenStreams
     started_at: datetime = field(default_factory=utc_now)
 
 
