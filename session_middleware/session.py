@@ -742,6 +742,7 @@ class Session(SessionFields):
     add = _recording(ManualRecorder.add)
     add_history = _recording(ManualRecorder.add_history)
     record_tool = _recording(ManualRecorder.record_tool)
+    tool_execution = _recording(ManualRecorder.tool_execution)
     record_model_call = _recording(ManualRecorder.record_model_call)
 
     @overload

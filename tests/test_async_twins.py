@@ -22,7 +22,7 @@ ALONE = {  # methods that neither read nor write the database
         *("on_closed", "on_error", "on_expiring", "on_opened", "on_resumed", "on_state_changed"),
     },
     UserSessions: {"config"},
-    Session: {"config", "history", "path", "tool"},
+    Session: {"config", "history", "path", "tool", "tool_execution"},
     SessionMemory: {"has", "namespace", "namespaces"},
 }
 

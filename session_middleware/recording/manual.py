@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from langchain_core.messages import BaseMessage
 
@@ -28,10 +28,12 @@ from session_middleware.models import CALL_STATUSES, Identity, Message
 from session_middleware.recording.active_run import elapsed_ms
 from session_middleware.recording.history_diff import diff_history
 from session_middleware.recording.messages import Sayable, error_text, to_message, tool_end
+from session_middleware.recording.tool_execution import Outcome, ToolExecution, ended
 from session_middleware.recording.usage import given_tokens, with_usage
 from session_middleware.recording.write_buffer import RecordBuffer
 from session_middleware.runtime.run_context import RunRegistry
 from session_middleware.runtime.run_queue import RunQueue
+from session_middleware.storage.executor import StorageExecutor
 from session_middleware.storage.jsonable import is_a, text_of
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import Entry, HistoryEntry, ModelCallEntry, RunEnd, ToolStart
@@ -125,20 +127,35 @@ class ManualRecorder:
         result: Any = None,
         *,
         error: str | BaseException | None = None,
-        status: Literal["ok", "error", "refused", "interrupted"] | None = None,
+        status: Outcome | None = None,
         tool_call_id: str | None = None,
         duration: timedelta | None = None,
     ) -> None:
         """Record a finished execution of a tool; the default `status` follows from `error` and `result`."""
         if status is not None:
             check_choice("status", status, CALL_STATUSES[1:])  # all but "running"
+        start, duration_ms = self._tool_start(name, arguments, tool_call_id), milliseconds_of("duration", duration)
+        self.write([start, ended(start.execution_id, name, duration_ms, result, error, status)])
+
+    def tool_execution(self, name: str, arguments: Any = None, *, tool_call_id: str | None = None) -> ToolExecution:
+        """A block around one execution of a tool, whose start is committed before the block begins.
+
+        ``with session.tool_execution("search", {"q": "tea"}) as execution: execution.result = search("tea")``, or
+        ``async with``. An exception of the block is recorded and raised. `tool` does the same for a function.
+
+        Raises, before the block:
+            SessionExpired: the session has expired, and ``on_resume`` is ``"reject"``.
+            SessionClosed: the session has ended, and ``on_closed`` is ``"reject"``.
+            SessionAccessDenied: the caller may only read the session, or is revoked.
+            SessionNotFound: the session was deleted.
+
+        Any other error of the recording is logged and counted, and the block runs.
+        """
+        return ToolExecution(self, self._tool_start(name, arguments, tool_call_id))
+
+    def _tool_start(self, name: str, arguments: Any, tool_call_id: object) -> ToolStart:
         check_text("name", name, at_least=1)
-        execution_id, duration_ms = self._new_id(), milliseconds_of("duration", duration)
-        start = ToolStart(execution_id, None if tool_call_id is None else text_of(tool_call_id), name, arguments)
-        end = tool_end(execution_id, name, duration_ms, result)
-        if text := _text_of_error(error):
-            end = end._replace(status="error", error=text)
-        self.write([start, end if status is None else end._replace(status=status)])
+        return ToolStart(self._new_id(), None if tool_call_id is None else text_of(tool_call_id), name, arguments)
 
     def record_model_call(
         self,
@@ -254,6 +271,13 @@ class ManualRecorder:
     def _end(self, start: ToolStart, duration_ms: float, result: Any, error: BaseException | None = None) -> None:
         self._write_safely([tool_end(start.execution_id, start.name, duration_ms, result, error=error)])
 
+    @property
+    def executor(self) -> StorageExecutor:
+        return self._buffer.executor
+
+    def fault(self, error: Exception) -> None:
+        self._buffer.fault(error)
+
     def write(self, entries: Sequence[Entry], context: RunContext | None = None) -> None:
         """Write entries of a context, by default that of the enclosing run."""
         context = context or self.context or self.new_context()
@@ -267,7 +291,7 @@ class ManualRecorder:
         try:
             self.write(entries)
         except Exception as error:  # noqa: BLE001  # a fault here must not keep a tool from running
-            self._buffer.fault(error)
+            self.fault(error)
 
     # Runs
 
