@@ -41,6 +41,7 @@ __all__ = [
     "NotAGraph",
     "NotOnRecord",
     "PathTemplateError",
+    "ResourceHeld",
     "Session",
     "SessionAccessDenied",
     "SessionBusy",

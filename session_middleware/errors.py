@@ -10,7 +10,8 @@
     │   ├── UserRequired                         require_user refuses a run that names nobody
     │   └── UserRevoked                          sessions.revoke() refuses this user
     ├── SessionBusy           (TimeoutError)     another run holds the session
-    │   └── LeaseLost                            another run took over, because this run's lease expired
+    │   ├── LeaseLost                            another run took over, because this run's lease expired
+    │   └── ResourceHeld                         another process has an exclusive resource of the session open
     ├── SessionLimitReached   (ValueError)       max_sessions is reached
     ├── GraphHasPart          (ValueError)       attach() would replace a checkpointer, store or recorder
     ├── NotAGraph             (TypeError)        attach() was given something else
@@ -224,6 +225,19 @@ class LeaseLost(SessionBusy):
             self,
             f"session {session_id!r} was given to another run, because the lease {number} of this one expired; "
             "its further writes are discarded, so run it again",
+        )
+
+
+class ResourceHeld(SessionBusy):
+    """Another process has the exclusive resource open. `holder` is the text that it gave for other processes."""
+
+    def __init__(self, session_id: str, name: str, *, process: str | None, holder: str | None = None) -> None:
+        self.session_id, self.name = session_id, name
+        self.run_id, self.process, self.holder = None, process, holder
+        SessionError.__init__(
+            self,
+            f"the resource {name!r} of session {session_id!r} is open in process {process}; "
+            "use it there, or try again when it has been closed",
         )
 
 

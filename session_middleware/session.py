@@ -41,7 +41,7 @@ from session_middleware.recording.chat_message_history import SessionHistory
 from session_middleware.recording.follow import Following, afollow, follow
 from session_middleware.recording.manual import F, ManualRecorder
 from session_middleware.runtime.authorized_storage import AuthorizedStorage
-from session_middleware.runtime.resources import Key, path_of
+from session_middleware.runtime.resources import ExclusiveUse, Key, path_of
 from session_middleware.runtime.run_context import identity_of, run_config
 from session_middleware.settings import duration_of
 from session_middleware.storage import validation
@@ -446,36 +446,78 @@ class Session(SessionFields):
 
     # Resources
 
-    def resource(self, name: str, *, open: Callable[[], Any], close: Callable[[Any], Any] | None = None) -> Any:
+    def resource(
+        self,
+        name: str,
+        *,
+        open: Callable[[], Any],
+        close: Callable[[Any], Any] | None = None,
+        exclusive: bool = False,
+        holder: str | None = None,
+    ) -> Any:
         """An object of the session, created by `open` at the first call and passed to `close` when the session ends.
 
-        All runs of this process get the same object. It is closed earlier if more than ``max_open_resources``
-        are open and it is the least recently used, and at exit.
+        All runs of this process get the same object. It is closed earlier by `close_resource`, if more than
+        ``max_open_resources`` are open and it is the least recently used, and at exit.
+
+        Args:
+            exclusive: open it in one process at a time, as a server process that writes to the session's folder needs.
+                When that process has ended or was killed, another one may open it; on another machine a minute later.
+            holder: a text for other processes, such as an address at which they reach this one.
 
         Raises:
             SessionNotFound: the session was deleted.
             SessionAccessDenied: the caller may only read the session.
             InvalidTransition: the session has ended.
+            ResourceHeld: it is exclusive, and another process, or another `Sessions` of this one, has it open.
         """
-        return self._sessions._resources.get(self._resource_key(name, open, close), open, close)
+        key = self._resource_key(name, open, close)
+        return self._sessions._resources.get(key, open, close, self._exclusive_use(key, holder) if exclusive else None)
 
     async def aresource(
-        self, name: str, *, open: Callable[[], Awaitable[Any]], close: Callable[[Any], Awaitable[None]] | None = None
+        self,
+        name: str,
+        *,
+        open: Callable[[], Awaitable[Any]],
+        close: Callable[[Any], Awaitable[None]] | None = None,
+        exclusive: bool = False,
+        holder: str | None = None,
     ) -> Any:
         """`resource`, with asynchronous functions. Both are awaited in one task, on the loop of the first call."""
         key = await self._offload.run(self._resource_key, name, open, close)
-        return await self._sessions._resources.aget(key, open, close)
+        use = self._exclusive_use(key, holder) if exclusive else None
+        return await self._sessions._resources.aget(key, open, close, use)
+
+    def close_resource(self, name: str) -> None:
+        """Close a resource of this process now, such as one that has failed. The next use opens a new one."""
+        key = self._key_of(name)
+        self._authorized.check(reading=False)
+        self._sessions._resources.close_where(key.__eq__)
+
+    async def aclose_resource(self, name: str) -> None:
+        """`close_resource`, for asyncio; it waits for the resource's own task."""
+        key = self._key_of(name)
+        await self._offload.run(partial(self._authorized.check, reading=False))
+        await self._sessions._resources.aclose(key)
+
+    def _key_of(self, name: str) -> Key:
+        validation.check_text("name", name, at_least=1)
+        return Key(self.id, self._handle.incarnation, name)
+
+    def _exclusive_use(self, key: Key, holder: str | None) -> ExclusiveUse:
+        validation.check_optional_text("holder", holder)
+        return ExclusiveUse(self._sessions._storage, self._sessions._background, key, holder)
 
     def _resource_key(self, name: str, open: object, close: object) -> Key:
         """The key of a resource. Raises unless the session is open, and writable for the caller."""
-        validation.check_text("name", name, at_least=1)
+        key = self._key_of(name)
         validation.check_callable("open", open, "a function that returns the resource")
         if close is not None:
             validation.check_callable("close", close, "a function of the resource")
         info = self._authorized.check(reading=False)
         lifecycle.check_open(self.id, lifecycle.status_at(info, self._sessions.settings, self._sessions._clock()))
         self._sessions._background.start()  # which closes resources of sessions that end in another process
-        return Key(self.id, self._handle.incarnation, name)
+        return key
 
     def path(self, template: str) -> Path:
         """A path from a template with ``{session_id}``, ``{user_id}`` and ``{group_id}``, whose values are escaped.

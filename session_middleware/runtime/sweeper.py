@@ -7,6 +7,7 @@ from contextlib import suppress
 from datetime import datetime
 from functools import partial
 
+from session_middleware import lifecycle
 from session_middleware.errors import InvalidArgument, StorageError
 from session_middleware.models import Clock, Status, SweepResult
 from session_middleware.runtime.background import BackgroundWorker
@@ -131,5 +132,7 @@ class Sweeper:
     def _has_ended(self, key: Key) -> bool:
         with suppress(StorageError):  # the next call of the session raises it
             session = self._storage.find_session(key.session_id)
-            return session is None or session.incarnation != key.incarnation or session.status != "active"
+            if session is None or session.incarnation != key.incarnation:
+                return True
+            return lifecycle.status_at(session, self._settings, self._clock()) not in lifecycle.OPEN
         return False

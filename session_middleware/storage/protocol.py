@@ -66,6 +66,7 @@ from session_middleware.storage.types import (
     ArchivedSession,
     ConversationItemPut,
     DeletionCounts,
+    Duty,
     MessagePoint,
     Page,
     Part,
@@ -329,8 +330,14 @@ class Storage(Protocol):
         ended before `StorageError` is raised.
         """
 
-    def acquire_duty(self, duty: str) -> RunContext | None:
-        """A context whose lease is on work that one process does at a time; ``None`` if another process holds it."""
+    def acquire_duty(self, duty: str, *, holder: str | None = None) -> RunContext | None:
+        """A context whose lease is on work that one process does at a time; ``None`` if it is held already.
+
+        `holder` is a text for other processes, which `find_duty` returns.
+        """
+
+    def find_duty(self, duty: str) -> Duty | None:
+        """The lease on a duty, if its process is alive."""
 
     def collect_garbage(self) -> int:
         """Delete the memories whose time to live is over, and return their number; and the leases of dead processes.

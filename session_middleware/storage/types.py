@@ -84,6 +84,14 @@ class MessagePoint(NamedTuple):
     is_complete: bool = True  # the checkpoint before that is stored, or there was none
 
 
+class Duty(NamedTuple):
+    """The lease on work that one process does at a time, or on a resource that one process has open."""
+
+    number: int  # of the lease
+    process: str
+    holder: str | None  # a text of that process for others, such as an address
+
+
 class SessionSize(NamedTuple):
     checkpoints: int
     bytes: int  # an estimate from the sizes of the rows

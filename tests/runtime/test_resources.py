@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from session_middleware import PathTemplateError, Sessions
-from tests.conftest import Clock
+from session_middleware import PathTemplateError, ResourceHeld, Sessions
+from session_middleware.storage.processes import this_process
+from tests.conftest import Clock, OpenSessions
 from tests.support import processes
 
 pytestmark = [pytest.mark.sessions(idle_timeout="30m", max_open_resources=2), pytest.mark.usefixtures("clock")]
@@ -141,10 +144,88 @@ def test_what_is_left_open_is_closed_when_the_interpreter_ends(tmp_path: Path) -
     assert done.stdout == "closed x\n"
 
 
+def test_an_exclusive_resource_is_open_in_one_place_at_a_time(
+    each_engine: str, open_sessions: OpenSessions, log: list[str]
+) -> None:
+    here, elsewhere = open_sessions(), open_sessions()
+
+    def opened(sessions: Sessions, **more: Any) -> Any:
+        return sessions.get("t").resource(
+            "r", open=lambda: log.append("open"), close=log.append, exclusive=True, **more
+        )
+
+    here.open("t")
+    opened(here, holder="http://127.0.0.1:1")
+    opened(here)
+    with pytest.raises(ResourceHeld) as held:
+        opened(elsewhere)
+    assert (held.value.holder, held.value.process) == ("http://127.0.0.1:1", this_process())
+    here.get("t").close_resource("r")
+    opened(elsewhere)
+    assert log == ["open", None, "open"]
+    elsewhere.close()
+    opened(here)
+
+
+async def test_an_exclusive_asynchronous_resource_is_released_when_it_is_closed_or_cannot_be_opened(
+    each_engine: str, open_sessions: OpenSessions
+) -> None:
+    here, elsewhere = open_sessions(), open_sessions()
+
+    async def open_() -> int:
+        return 1
+
+    async def refuse() -> int:
+        raise OSError("no")
+
+    session, other = await here.aopen("t"), await elsewhere.aopen("t")
+    with pytest.raises(OSError, match="no"):
+        await session.aresource("r", open=refuse, exclusive=True)
+    assert await session.aresource("r", open=open_, exclusive=True) == 1
+    with pytest.raises(ResourceHeld):
+        await other.aresource("r", open=open_, exclusive=True)
+    await session.aclose_resource("r")
+    assert await other.aresource("r", open=open_, exclusive=True) == 1
+    await elsewhere.aclose()
+
+
+HOLDS = """
+import sys
+from session_middleware import Sessions
+sessions = Sessions(sys.argv[1])
+sessions.open("t").resource("r", open=lambda: 1, exclusive=True)
+print("holds", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_an_exclusive_resource_of_a_killed_process_can_be_opened(path: Path, sessions: Sessions) -> None:
+    session = sessions.open("t")
+    with processes.Process("-c", HOLDS, path, stdin=True) as other:
+        assert other.stdout.readline() == "holds\n"
+        with pytest.raises(ResourceHeld):
+            session.resource("r", open=lambda: 2, exclusive=True)
+        other.kill()
+        other.wait()
+        assert session.resource("r", open=lambda: 2, exclusive=True) == 2
+
+
+def test_a_resource_that_another_process_has_taken_over_is_closed(sessions: Sessions, log: list[str]) -> None:
+    session = sessions.open("t")
+    session.resource("r", open=lambda: "old", close=log.append, exclusive=True)
+    with closing(sqlite3.connect(sessions.settings.storage_url)) as database, database:  # as after a long pause
+        database.execute("DELETE FROM leases")
+    assert session.resource("r", open=lambda: "new", close=log.append, exclusive=True) == "new"
+    assert log == ["old"]
+
+
 def test_a_path_is_filled_in_safely_or_refused(sessions: Sessions) -> None:
     session = sessions.open("../../etc/passwd", user_id="a.b~c", group_id=None)
     path = session.path("work/{user_id}/{session_id}")
     assert path == Path("work/a%2Eb%7Ec/%2E%2E%2F%2E%2E%2Fetc%2Fpasswd")
+    assert sessions.open("Alice").path("{session_id}").name.lower() != sessions.open("alice").path("{session_id}").name
+    short = sessions.open("x" * 900).path("{session_id}").name
+    assert sessions.open(short).path("{session_id}").name != short
     assert sessions.open("x" * 900).path("{session_id}").name != sessions.open("x" * 901).path("{session_id}").name
     for template in ("{group_id}", "{nobody}", "{}", "{session_id.__class__}"):
         with pytest.raises(PathTemplateError):

@@ -45,6 +45,7 @@ from session_middleware.storage.sql.sessions import (
 from session_middleware.storage.types import (
     ArchivedSession,
     DeletionCounts,
+    Duty,
     Progress,
     SessionDetails,
     SessionFilter,
@@ -334,8 +335,8 @@ class SessionOperations(Operations):
             self._database.erase()
         return done
 
-    def acquire_duty(self, duty: str) -> RunContext | None:
-        context = RunContext(f"\0{duty}", Identity(), lease=Lease())
+    def acquire_duty(self, duty: str, *, holder: str | None = None) -> RunContext | None:
+        context = RunContext(f"\0{duty}", Identity(), run_id=holder, lease=Lease())  # a duty has no run
 
         def acquire(connection: Connection) -> bool:
             rows = leases.of(connection, context.session_id)
@@ -348,6 +349,10 @@ class SessionOperations(Operations):
             return True
 
         return context if self._database.write(acquire, of=context.session_id, durable=False) else None
+
+    def find_duty(self, duty: str) -> Duty | None:
+        row = next(iter(self._read(leases.live_of, f"\0{duty}", self._rules)), None)
+        return None if row is None else Duty(row.number, row.process, row.run_id)
 
     def collect_garbage(self) -> int:
         expired = self._database.write(lambda connection: items.sweep(connection, self._now()), of="")
