@@ -163,37 +163,66 @@ class SessionSettings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    storage_url: str = "sessions.db"  # a path, ":memory:", or a postgresql:// URL
-    tracking: bool = True  # False: runs, messages and tool calls are not recorded
-    idle_after: Duration = timedelta(minutes=5)  # shown as idle
-    idle_timeout: OptionalDuration = timedelta(days=7)  # expired
-    max_age: OptionalDuration = None  # expired however active, between runs
+    storage_url: str = "sessions.db"
+    """A path, `":memory:"`, or a `postgresql://` URL."""
+    tracking: bool = True
+    """False: runs, messages and tool calls are not recorded; everything else works."""
+    idle_after: Duration = timedelta(minutes=5)
+    """Without activity for so long, a session is shown as idle."""
+    idle_timeout: OptionalDuration = timedelta(days=7)
+    """Without activity for so long, a session has expired; none: never."""
+    max_age: OptionalDuration = None
+    """A session has expired so long after it began, however active it is, between runs."""
     on_expire: OnExpire = "keep"
+    """What a sweep does with an expired session: `keep`; `prune`: its latest checkpoints and the record stay;
+    `archive`: to a file, from which `sessions.restore` brings it back; or `delete`."""
     on_resume: OnResume = "revive"
+    """What a run of an expired id does: `revive` the session; begin a `fresh` one, and rename the old one; or `reject`.
+    An archived id is refused unless it is `fresh`."""
     on_closed: Literal["reopen", "reject"] = "reopen"
-    retention: OptionalDuration = None  # the time from a session's end to its deletion
-    archive_path: OptionalPath = None  # None: a folder beside the database
+    """What a run of a completed, failed or abandoned session does: `reopen` it, or `reject`."""
+    retention: OptionalDuration = None
+    """The time from a session's end to its deletion by a sweep, also of its archive."""
+    archive_path: OptionalPath = None
+    """The folder of archives; none: beside the database."""
     sweep_interval: OptionalDuration = timedelta(minutes=5)
+    """The time between background sweeps; none: only explicit sweeps."""
     max_sessions: OptionalCount = None
+    """The number of sessions that may be open."""
     max_sessions_per_user: OptionalCount = None
+    """The number of sessions of one user that may be open."""
     on_limit: Literal["reject", "expire_oldest"] = "reject"
+    """What opening one more session does: `reject` with `SessionLimitReached`, or `expire_oldest`."""
     on_busy: Literal["allow", "wait", "reject"] = "allow"
-    busy_timeout: Duration = timedelta(minutes=1)  # the longest wait for another run
+    """What a second run in a session does: `allow`; `wait` for the first one; or `reject` with `SessionBusy`."""
+    busy_timeout: Duration = timedelta(minutes=1)
+    """The longest wait for another run."""
     max_open_resources: Count = 32
-    require_user: bool = False  # True: runs and openings without a user are refused
-    access: Access = "owner"  # host: the surrounding server authorizes calls without an identity
-    redact: Annotated[Redact, NoDecode, BeforeValidator(parse_redact)] = None  # removed from recorded texts
-    record: Annotated[Record, NoDecode, BeforeValidator(parse_record)] = (
-        "all"  # the recorded kinds, for all tools or by tool
-    )
-    stream_flush: Duration = timedelta(milliseconds=500)  # the longest delay of recording a streamed text
-    repair: Literal["auto", "off"] = "auto"  # auto: new input answers unanswered tool calls
-    strict_types: bool = False  # True: only `allowed_types` and the schemas' classes are restored
-    index: dict[str, Any] | None = None  # LangGraph's IndexConfig: embedding model and dimensions
-    memory_ttl: Annotated[dict[str, Any] | None, BeforeValidator(parse_memory_ttl)] = (
-        None  # LangGraph's TTLConfig: the lifetime of store items, in minutes
-    )
+    """The number of `session.resource`s that one process holds open."""
+    require_user: bool = False
+    """True: a run, or an opening of a session, that names no user is refused."""
+    access: Access = "owner"
+    """`owner`: a call without an identity is refused in a session that has an owner. `host`: the surrounding server has
+    authorized such calls."""
+    redact: Annotated[Redact, NoDecode, BeforeValidator(parse_redact)] = None
+    """What is removed from recorded texts, arguments and results: some of `emails`, `keys` and `card_numbers`, or a
+    function from text to text, which must be deterministic. The graph's state is not changed."""
+    record: Annotated[Record, NoDecode, BeforeValidator(parse_record)] = "all"
+    """The recorded kinds: some of `messages`, `tool_arguments`, `tool_results` and `model_calls`; or a dict of these by
+    tool name, with `"*"` for all others."""
+    stream_flush: Duration = timedelta(milliseconds=500)
+    """The longest delay of recording a streamed answer."""
+    repair: Literal["auto", "off"] = "auto"
+    """`auto`: new input answers interrupted tool calls; or `off`."""
+    strict_types: bool = False
+    """True: of your own classes, only `allowed_types` and those of the graph's schemas are stored and restored."""
+    index: dict[str, Any] | None = None
+    """LangGraph's `IndexConfig`: the embedding model (`embed`), its `dims`, and the `fields` of the store's items that
+    have vectors."""
+    memory_ttl: Annotated[dict[str, Any] | None, BeforeValidator(parse_memory_ttl)] = None
+    """LangGraph's `TTLConfig`: `default_ttl` of the store's items in minutes, and `refresh_on_read`."""
     synchronous: Literal["full", "normal"] = "full"
+    """`full`: an acknowledged checkpoint survives a power failure. `normal`: it survives `kill -9`."""
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():

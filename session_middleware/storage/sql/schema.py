@@ -6,6 +6,9 @@ restores state from checkpoints, writes, lists, list_items and blobs (`checkpoin
 belong to other SDKs; leases are the runs in progress, tombstones the deleted ids, revoked the refused users, settings
 those of the app (`app_settings.py`). The index of words is in `memory/schema.py`.
 
+The comment of a column says what it means. It is a part of the table, so `.schema` shows it, and the page
+`docs/data_dictionary.md` has it.
+
 A session's `title_key` is its title as it is searched and sorted; of a session without a title it sorts last.
 A session's own settings are columns: null means no own setting, and 0 seconds mean never. `pruned` marks an expired
 session that has been pruned.
@@ -24,54 +27,54 @@ from session_middleware.storage.titles import UNTITLED
 _TABLES = (
     f"""
     CREATE TABLE sessions (
-        id TEXT PRIMARY KEY,
-        home INTEGER NOT NULL,
-        version INTEGER NOT NULL DEFAULT 1,
-        family_id TEXT NOT NULL,
-        parent_id TEXT,
-        user_id TEXT,
-        group_id TEXT,
-        visibility TEXT NOT NULL DEFAULT 'private',
-        status TEXT NOT NULL DEFAULT 'active',
-        reason TEXT,
-        opened_as TEXT NOT NULL,
-        title TEXT,
-        title_key TEXT NOT NULL DEFAULT '{UNTITLED}',
-        purpose TEXT,
-        tags TEXT NOT NULL DEFAULT '[]',
-        metadata TEXT NOT NULL DEFAULT '{{}}',
-        context TEXT NOT NULL DEFAULT '{{}}',
-        client TEXT NOT NULL DEFAULT '{{}}',
-        idle_timeout_seconds REAL,
-        max_age_seconds REAL,
-        retention_seconds REAL,
-        on_expire TEXT,
-        on_resume TEXT,
-        pinned TEXT,
-        created_at TEXT NOT NULL,
-        active_since TEXT NOT NULL,
-        incarnation INTEGER NOT NULL DEFAULT 1,
-        last_active_at TEXT NOT NULL,
-        postponed_until TEXT,
-        ended_at TEXT,
-        expires_at TEXT,
-        pruned INTEGER NOT NULL DEFAULT 0,
-        latest_checkpoint_id TEXT,
-        newest_position TEXT,
-        checkpoint_count INTEGER NOT NULL DEFAULT 0,
-        write_count INTEGER NOT NULL DEFAULT 0,
-        branch TEXT NOT NULL DEFAULT 'main',
-        last_seq INTEGER NOT NULL DEFAULT 0,
-        run_count INTEGER NOT NULL DEFAULT 0,
-        message_count INTEGER NOT NULL DEFAULT 0,
-        tool_call_count INTEGER NOT NULL DEFAULT 0,
-        model_call_count INTEGER NOT NULL DEFAULT 0,
-        unpriced_count INTEGER NOT NULL DEFAULT 0,
-        error_count INTEGER NOT NULL DEFAULT 0,
-        waiting_count INTEGER NOT NULL DEFAULT 0,
-        input_tokens INTEGER NOT NULL DEFAULT 0,
-        output_tokens INTEGER NOT NULL DEFAULT 0,
-        cost REAL
+        id TEXT PRIMARY KEY, -- the thread_id of LangGraph
+        home INTEGER NOT NULL, -- the number of its family, which leads the keys of state
+        version INTEGER NOT NULL DEFAULT 1, -- raised by each change of the session
+        family_id TEXT NOT NULL, -- the id of the root session. A session and its forks are one family
+        parent_id TEXT, -- the session that it was forked from
+        user_id TEXT, -- the owner. Null: every caller has access
+        group_id TEXT, -- the group of the owner that it belongs to
+        visibility TEXT NOT NULL DEFAULT 'private', -- the access of the group: private, group (may read) or group-write
+        status TEXT NOT NULL DEFAULT 'active', -- as stored: active, expired, completed, failed, abandoned
+        reason TEXT, -- of the status, such as by_user or idle_timeout
+        opened_as TEXT NOT NULL, -- how it was last opened: opened, resumed, revived, reopened or forked
+        title TEXT, -- given, or made from the first message of its user
+        title_key TEXT NOT NULL DEFAULT '{UNTITLED}', -- the title as it is searched and sorted
+        purpose TEXT, -- the purpose given to open
+        tags TEXT NOT NULL DEFAULT '[]', -- JSON list of texts
+        metadata TEXT NOT NULL DEFAULT '{{}}', -- JSON object of the app
+        context TEXT NOT NULL DEFAULT '{{}}', -- JSON object of preferences and facts, which context_for gives to models
+        client TEXT NOT NULL DEFAULT '{{}}', -- JSON object that describes the client, such as an app and its version
+        idle_timeout_seconds REAL, -- its own setting. Null: the setting of the app, 0: never
+        max_age_seconds REAL, -- its own setting. Null: the setting of the app, 0: never
+        retention_seconds REAL, -- its own setting. Null: the setting of the app, 0: never
+        on_expire TEXT, -- its own setting. Null: the setting of the app
+        on_resume TEXT, -- its own setting. Null: the setting of the app
+        pinned TEXT, -- JSON object with by, why and at. A pinned session does not expire
+        created_at TEXT NOT NULL, -- when it was first opened
+        active_since TEXT NOT NULL, -- when it was opened, revived or reopened. Max_age counts from here
+        incarnation INTEGER NOT NULL DEFAULT 1, -- of its id. Opening a deleted id again raises it
+        last_active_at TEXT NOT NULL, -- the latest run, put, open or ping
+        postponed_until TEXT, -- when a hook of on_expiring postponed its expiry
+        ended_at TEXT, -- when it expired or was ended
+        expires_at TEXT, -- when it expires by its own settings and those of the last writer
+        pruned INTEGER NOT NULL DEFAULT 0, -- 1: it expired, and its earlier checkpoints were deleted
+        latest_checkpoint_id TEXT, -- of the outermost graph, from which a run continues
+        newest_position TEXT, -- the greatest position of the checkpoints of the outermost graph
+        checkpoint_count INTEGER NOT NULL DEFAULT 0, -- of the outermost graph. A lost row is detected by it
+        write_count INTEGER NOT NULL DEFAULT 0, -- rows of writes of the latest checkpoint. A lost row is detected by it
+        branch TEXT NOT NULL DEFAULT 'main', -- the current branch of the conversation
+        last_seq INTEGER NOT NULL DEFAULT 0, -- the last seq that was used
+        run_count INTEGER NOT NULL DEFAULT 0, -- number of runs
+        message_count INTEGER NOT NULL DEFAULT 0, -- number of messages of the conversation, each once
+        tool_call_count INTEGER NOT NULL DEFAULT 0, -- number of executions of tools
+        model_call_count INTEGER NOT NULL DEFAULT 0, -- number of calls of models
+        unpriced_count INTEGER NOT NULL DEFAULT 0, -- calls of models whose cost is not known
+        error_count INTEGER NOT NULL DEFAULT 0, -- failed runs and failed tool calls
+        waiting_count INTEGER NOT NULL DEFAULT 0, -- open questions of its graph
+        input_tokens INTEGER NOT NULL DEFAULT 0, -- sum over its model calls
+        output_tokens INTEGER NOT NULL DEFAULT 0, -- sum over its model calls
+        cost REAL -- sum over its model calls in US dollars. Null: no call has a known price
     ) WITHOUT ROWID
     """,
     # Statements that change the other columns, which are written most often, raise the version themselves.
@@ -119,31 +122,31 @@ _TABLES = (
     """,
     """
     CREATE TABLE leases (
-        session_id TEXT NOT NULL,
-        number INTEGER NOT NULL,
-        run_id TEXT,
-        user_id TEXT,
-        process TEXT NOT NULL,
-        started_at TEXT NOT NULL,
-        renewed_at TEXT NOT NULL,
+        session_id TEXT NOT NULL, -- the session that has a run in progress
+        number INTEGER NOT NULL, -- of the lease, which later runs exceed
+        run_id TEXT, -- the run that holds it
+        user_id TEXT, -- the user of the run
+        process TEXT NOT NULL, -- that executes the run: host, process id and start time
+        started_at TEXT NOT NULL, -- when the run began
+        renewed_at TEXT NOT NULL, -- when the process renewed it last. A minute later it has expired
         PRIMARY KEY (session_id, number)
     ) WITHOUT ROWID
     """,
     """
     CREATE TABLE tombstones (
-        id TEXT PRIMARY KEY,
-        user_id TEXT,
-        group_id TEXT,
-        title TEXT,
-        incarnation INTEGER NOT NULL,
-        action TEXT NOT NULL,
-        reason TEXT,
-        archive TEXT,
-        digest TEXT,
-        on_resume TEXT,
-        retention_seconds REAL,
-        ended_at TEXT,
-        deleted_at TEXT NOT NULL
+        id TEXT PRIMARY KEY, -- of the deleted session, which stays reserved for its owner
+        user_id TEXT, -- the owner
+        group_id TEXT, -- the group
+        title TEXT, -- of an archived session
+        incarnation INTEGER NOT NULL, -- of the deleted session
+        action TEXT NOT NULL, -- deleted, archived, renamed, merged or forgotten
+        reason TEXT, -- why. Of a merged session the id that it was merged into
+        archive TEXT, -- the name of the file that has the session
+        digest TEXT, -- of the archive
+        on_resume TEXT, -- the own setting of the session
+        retention_seconds REAL, -- the own setting of the session
+        ended_at TEXT, -- when an archived session ended
+        deleted_at TEXT NOT NULL -- when its rows were deleted
     ) WITHOUT ROWID
     """,
     "CREATE INDEX tombstones_by_user ON tombstones (user_id) WHERE user_id IS NOT NULL",
@@ -156,37 +159,37 @@ _TABLES = (
     """,
     """
     CREATE TABLE revoked (
-        user_hash TEXT PRIMARY KEY,
-        reason TEXT,
-        since TEXT NOT NULL
+        user_hash TEXT PRIMARY KEY, -- a hash of the id of the user, which may be forgotten
+        reason TEXT, -- given to revoke
+        since TEXT NOT NULL -- when the user was revoked
     ) WITHOUT ROWID
     """,
     """
     CREATE TABLE settings (
-        name TEXT PRIMARY KEY,
-        value TEXT NOT NULL,
-        changed_at TEXT NOT NULL
+        name TEXT PRIMARY KEY, -- of a setting that differs from its default
+        value TEXT NOT NULL, -- JSON value with which the app last opened the database
+        changed_at TEXT NOT NULL -- when it was stored
     ) WITHOUT ROWID
     """,
     """
     CREATE TABLE runs (
-        session_id TEXT NOT NULL,
-        seq INTEGER NOT NULL,
-        id TEXT NOT NULL,
-        user_id TEXT,
-        outcome TEXT NOT NULL,
-        error TEXT,
-        tags TEXT,
-        metadata TEXT,
-        started_at TEXT NOT NULL,
-        duration_ms REAL,
-        input_tokens INTEGER,
-        output_tokens INTEGER,
-        cost REAL,
-        started_from TEXT,
-        checkpointed INTEGER NOT NULL DEFAULT 0,
-        checkpoint_id TEXT,
-        process TEXT,
+        session_id TEXT NOT NULL, -- the session
+        seq INTEGER NOT NULL, -- its place in the record of the session
+        id TEXT NOT NULL, -- of the run, as callbacks of LangChain have it
+        user_id TEXT, -- the caller
+        outcome TEXT NOT NULL, -- running, ok, error, waiting (at an interrupt) or interrupted (cancelled, or cut off)
+        error TEXT, -- class and text of the exception
+        tags TEXT, -- JSON list, from the config of the run
+        metadata TEXT, -- JSON object, from the config of the run, without ids
+        started_at TEXT NOT NULL, -- when it began
+        duration_ms REAL, -- how long it took
+        input_tokens INTEGER, -- sum over its model calls
+        output_tokens INTEGER, -- sum over its model calls
+        cost REAL, -- sum over its model calls in US dollars. Null: no call has a known price
+        started_from TEXT, -- the checkpoint that it continued
+        checkpointed INTEGER NOT NULL DEFAULT 0, -- 1: it has stored a checkpoint
+        checkpoint_id TEXT, -- the checkpoint at which it ended
+        process TEXT, -- that executes it: host, process id and start time. Null after its end
         PRIMARY KEY (session_id, seq),
         UNIQUE (id, session_id)
     ) WITHOUT ROWID
@@ -196,28 +199,28 @@ _TABLES = (
     "CREATE INDEX runs_by_user ON runs (user_id) WHERE user_id IS NOT NULL",
     """
     CREATE TABLE messages (
-        session_id TEXT NOT NULL,
-        seq INTEGER NOT NULL,
-        run_id TEXT,
-        message_id TEXT NOT NULL,
-        version INTEGER NOT NULL DEFAULT 1,
-        replaced_by INTEGER,
-        branch TEXT NOT NULL DEFAULT 'main',
-        position REAL NOT NULL,
-        role TEXT NOT NULL,
-        name TEXT,
-        text TEXT NOT NULL,
-        content TEXT,
-        tool_calls TEXT,
-        tool_call_id TEXT,
-        model TEXT,
-        input_tokens INTEGER,
-        output_tokens INTEGER,
-        status TEXT NOT NULL DEFAULT 'complete',
-        checkpoint_ns TEXT NOT NULL DEFAULT '',
-        extra TEXT,
-        flags TEXT,
-        created_at TEXT NOT NULL,
+        session_id TEXT NOT NULL, -- the session
+        seq INTEGER NOT NULL, -- its place in the record of the session
+        run_id TEXT, -- the run that it was recorded in
+        message_id TEXT NOT NULL, -- the id of LangChain, or one that was made. The same for all versions
+        version INTEGER NOT NULL DEFAULT 1, -- 1, and one more for each edit
+        replaced_by INTEGER, -- the seq of the next version. Null: this is the latest one
+        branch TEXT NOT NULL DEFAULT 'main', -- the branch on which it was said
+        position REAL NOT NULL, -- its place in the conversation, the same for all versions
+        role TEXT NOT NULL, -- system, user, assistant or tool
+        name TEXT, -- of the speaker or of the tool
+        text TEXT NOT NULL, -- the text of the content
+        content TEXT, -- JSON content, if it is more than the text. Files are replaced by their hash
+        tool_calls TEXT, -- JSON list of the calls that an assistant requested
+        tool_call_id TEXT, -- the call that a tool message answers
+        model TEXT, -- that wrote it
+        input_tokens INTEGER, -- of the call that wrote it
+        output_tokens INTEGER, -- of the call that wrote it
+        status TEXT NOT NULL DEFAULT 'complete', -- complete, or incomplete if its stream was cut off
+        checkpoint_ns TEXT NOT NULL DEFAULT '', -- the subgraph. Empty for the outermost graph
+        extra TEXT, -- JSON object with further fields of the message of LangChain
+        flags TEXT, -- JSON list, such as aside, shared, merged or redacted:emails
+        created_at TEXT NOT NULL, -- when it was recorded, or the time given
         PRIMARY KEY (session_id, seq),
         UNIQUE (session_id, message_id, version)
     )
@@ -226,45 +229,45 @@ _TABLES = (
     "CREATE INDEX messages_asking ON messages (session_id, seq) WHERE tool_calls IS NOT NULL",
     """
     CREATE TABLE branches (
-        session_id TEXT NOT NULL,
-        id TEXT NOT NULL,
-        parent_id TEXT NOT NULL,
-        parent_seq INTEGER NOT NULL,
-        run_id TEXT,
-        created_at TEXT NOT NULL,
+        session_id TEXT NOT NULL, -- the session
+        id TEXT NOT NULL, -- branch-2, branch-3 …. Main has no row
+        parent_id TEXT NOT NULL, -- the branch that it leaves
+        parent_seq INTEGER NOT NULL, -- it has the messages of its parent up to this seq
+        run_id TEXT, -- the run that began it
+        created_at TEXT NOT NULL, -- when it began
         PRIMARY KEY (session_id, id)
     ) WITHOUT ROWID
     """,
     """
     CREATE TABLE files (
-        session_id TEXT NOT NULL,
-        hash TEXT NOT NULL,
-        media_type TEXT,
-        data BLOB NOT NULL,
+        session_id TEXT NOT NULL, -- the session
+        hash TEXT NOT NULL, -- sha256 and the digest in hexadecimal, as it stands in the content of messages
+        media_type TEXT, -- such as image/png
+        data BLOB NOT NULL, -- the bytes
         PRIMARY KEY (session_id, hash)
     ) WITHOUT ROWID
     """,
     """
     CREATE TABLE tool_calls (
-        session_id TEXT NOT NULL,
-        seq INTEGER NOT NULL,
-        run_id TEXT,
-        execution_id TEXT NOT NULL,
-        tool_call_id TEXT NOT NULL,
-        attempt INTEGER NOT NULL DEFAULT 1,
-        name TEXT NOT NULL,
-        arguments TEXT,
-        result TEXT,
-        artifact TEXT,
-        status TEXT NOT NULL,
-        error TEXT,
-        message_id TEXT,
-        checkpoint_ns TEXT NOT NULL DEFAULT '',
-        node TEXT,
-        flags TEXT,
-        started_at TEXT,
-        duration_ms REAL,
-        process TEXT,
+        session_id TEXT NOT NULL, -- the session
+        seq INTEGER NOT NULL, -- its place in the record of the session
+        run_id TEXT, -- the run that executed it
+        execution_id TEXT NOT NULL, -- of this execution
+        tool_call_id TEXT NOT NULL, -- the id that the model gave to the call
+        attempt INTEGER NOT NULL DEFAULT 1, -- 1, and one more for each further execution of the call
+        name TEXT NOT NULL, -- of the tool
+        arguments TEXT, -- JSON value
+        result TEXT, -- JSON value
+        artifact TEXT, -- JSON value that the tool returned beside its result
+        status TEXT NOT NULL, -- running, ok, error, refused or interrupted
+        error TEXT, -- class and text of the exception, or the reason of a refusal
+        message_id TEXT, -- the message that requests the call
+        checkpoint_ns TEXT NOT NULL DEFAULT '', -- the subgraph. Empty for the outermost graph
+        node TEXT, -- the node that executed it
+        flags TEXT, -- JSON list, such as redacted:keys or withheld:result
+        started_at TEXT, -- when it began. Committed before the tool runs
+        duration_ms REAL, -- how long it took
+        process TEXT, -- that executes it outside of a run. Null after its end
         PRIMARY KEY (session_id, seq),
         UNIQUE (session_id, tool_call_id, message_id, attempt),
         UNIQUE (session_id, execution_id)
@@ -275,46 +278,46 @@ _TABLES = (
     "CREATE INDEX tool_calls_by_name ON tool_calls (name, COALESCE(started_at, ''), session_id, seq)",
     """
     CREATE TABLE model_calls (
-        session_id TEXT NOT NULL,
-        seq INTEGER NOT NULL,
-        run_id TEXT,
-        id TEXT NOT NULL,
-        model TEXT,
-        provider TEXT,
-        input_tokens INTEGER,
-        output_tokens INTEGER,
-        cached_tokens INTEGER,
-        reasoning_tokens INTEGER,
-        cost REAL,
-        first_token_ms REAL,
-        duration_ms REAL,
-        error TEXT,
-        message_id TEXT,
-        checkpoint_ns TEXT NOT NULL DEFAULT '',
-        node TEXT,
-        flags TEXT,
-        started_at TEXT,
+        session_id TEXT NOT NULL, -- the session
+        seq INTEGER NOT NULL, -- its place in the record of the session
+        run_id TEXT, -- the run that made it
+        id TEXT NOT NULL, -- of the call
+        model TEXT, -- the name of the model
+        provider TEXT, -- of the model
+        input_tokens INTEGER, -- all tokens of the input
+        output_tokens INTEGER, -- all tokens of the output
+        cached_tokens INTEGER, -- of the input, read from a cache
+        reasoning_tokens INTEGER, -- of the output
+        cost REAL, -- in US dollars. Null: the model has no known price
+        first_token_ms REAL, -- from the beginning to the first token of a streamed answer
+        duration_ms REAL, -- how long it took
+        error TEXT, -- class and text of the exception
+        message_id TEXT, -- the answer
+        checkpoint_ns TEXT NOT NULL DEFAULT '', -- the subgraph. Empty for the outermost graph
+        node TEXT, -- the node that made it
+        flags TEXT, -- JSON list: told (known from a message only), cached (from a cache of LangChain)
+        started_at TEXT, -- when it began
         PRIMARY KEY (session_id, seq),
         UNIQUE (session_id, id)
     ) WITHOUT ROWID
     """,
     """
     CREATE TABLE questions (
-        session_id TEXT NOT NULL,
-        seq INTEGER NOT NULL,
-        run_id TEXT,
-        interrupt_id TEXT,
-        value TEXT,
-        node TEXT,
-        checkpoint_ns TEXT NOT NULL DEFAULT '',
-        checkpoint_id TEXT,
-        status TEXT NOT NULL DEFAULT 'open',
-        asked_at TEXT NOT NULL,
-        answer TEXT,
-        answered_by TEXT,
-        answered_at TEXT,
-        answer_run_id TEXT,
-        flags TEXT,
+        session_id TEXT NOT NULL, -- the session
+        seq INTEGER NOT NULL, -- its place in the record of the session
+        run_id TEXT, -- the run that asked
+        interrupt_id TEXT, -- the id of the interrupt in LangGraph. Null: a breakpoint
+        value TEXT, -- JSON value that was passed to interrupt
+        node TEXT, -- the node that asked
+        checkpoint_ns TEXT NOT NULL DEFAULT '', -- the subgraph. Empty for the outermost graph
+        checkpoint_id TEXT, -- of the outermost graph, which waits there
+        status TEXT NOT NULL DEFAULT 'open', -- open, answered or dropped
+        asked_at TEXT NOT NULL, -- when it was asked
+        answer TEXT, -- JSON value with which a run resumed the graph
+        answered_by TEXT, -- the user of that run
+        answered_at TEXT, -- when that run began
+        answer_run_id TEXT, -- that run
+        flags TEXT, -- JSON list, such as withheld:value
         PRIMARY KEY (session_id, seq)
     ) WITHOUT ROWID
     """,
@@ -322,13 +325,13 @@ _TABLES = (
     "CREATE INDEX questions_by_user ON questions (answered_by) WHERE answered_by IS NOT NULL",
     """
     CREATE TABLE events (
-        session_id TEXT NOT NULL,
-        seq INTEGER NOT NULL,
-        run_id TEXT,
-        kind TEXT NOT NULL,
-        reason TEXT,
-        detail TEXT NOT NULL DEFAULT '{}',
-        created_at TEXT NOT NULL,
+        session_id TEXT NOT NULL, -- the session
+        seq INTEGER NOT NULL, -- its place in the record of the session
+        run_id TEXT, -- the run that caused it
+        kind TEXT NOT NULL, -- opened, resumed, revived, reopened, forked, merged, denied, expired, closed …
+        reason TEXT, -- why
+        detail TEXT NOT NULL DEFAULT '{}', -- JSON object with further facts
+        created_at TEXT NOT NULL, -- when it happened
         PRIMARY KEY (session_id, seq)
     ) WITHOUT ROWID
     """,
@@ -338,33 +341,33 @@ _TABLES = (
     "CREATE INDEX events_actor ON events (json_extract(detail, '$.by')) WHERE json_extract(detail, '$.by') IS NOT NULL",
     """
     CREATE TABLE conversation_items (
-        session_id TEXT NOT NULL,
-        position INTEGER NOT NULL,
-        item TEXT NOT NULL,
-        files TEXT,
-        message_id TEXT NOT NULL,
-        removed INTEGER NOT NULL DEFAULT 0,
+        session_id TEXT NOT NULL, -- the session
+        position INTEGER NOT NULL, -- of the item in the conversation
+        item TEXT NOT NULL, -- JSON item of the other SDK, as it was given
+        files TEXT, -- JSON object of the files in it, by their hash
+        message_id TEXT NOT NULL, -- the message that the record has of it
+        removed INTEGER NOT NULL DEFAULT 0, -- 1: the SDK removed it. The record keeps its message
         PRIMARY KEY (session_id, position)
     ) WITHOUT ROWID
     """,
     "CREATE INDEX conversation_items_present ON conversation_items (session_id, position) WHERE removed = 0",
     """
     CREATE TABLE memories (
-        id INTEGER PRIMARY KEY,
-        namespace TEXT NOT NULL,
-        key TEXT NOT NULL,
-        value TEXT NOT NULL,
-        text TEXT,
-        paths TEXT,
-        session_id TEXT,
-        message_id TEXT,
-        created_at TEXT NOT NULL,
-        updated_at TEXT NOT NULL,
-        expires_at TEXT,
-        ttl_minutes REAL,
-        embedded INTEGER,
-        terms TEXT,
-        vectors BLOB,
+        id INTEGER PRIMARY KEY, -- a number
+        namespace TEXT NOT NULL, -- texts in one. The first is session, user, group, global, or one of the app
+        key TEXT NOT NULL, -- of the item in its namespace
+        value TEXT NOT NULL, -- JSON object of the item
+        text TEXT, -- that is searched, if it is not that of the value
+        paths TEXT, -- JSON list of the fields with vectors. Null: those of the setting index
+        session_id TEXT, -- the session that the item belongs to or came from
+        message_id TEXT, -- the message that the item came from. It is deleted with the message
+        created_at TEXT NOT NULL, -- when it was first put
+        updated_at TEXT NOT NULL, -- when it was last put
+        expires_at TEXT, -- when it is no longer found
+        ttl_minutes REAL, -- its time to live, which a read may begin again
+        embedded INTEGER, -- 0: its vectors have to be computed, 1: they are stored. Null: it has none
+        terms TEXT, -- the words of its text as they are searched
+        vectors BLOB, -- float32 numbers, one vector for each text
         UNIQUE (namespace, key)
     )
     """,

@@ -13,16 +13,16 @@ _OUTDATE = """
 INDEX_TABLES = (
     """
     CREATE TABLE index_sessions (
-        number INTEGER PRIMARY KEY,
-        session_id TEXT NOT NULL UNIQUE,
-        user_id TEXT,
-        scope_id INTEGER,
-        version TEXT NOT NULL DEFAULT '',
-        indexed_seq INTEGER NOT NULL DEFAULT 0,
-        document_seq INTEGER NOT NULL DEFAULT 0,
-        embedded_seq INTEGER NOT NULL DEFAULT 0,
-        documents INTEGER NOT NULL DEFAULT 0,
-        words INTEGER NOT NULL DEFAULT 0
+        number INTEGER PRIMARY KEY, -- of the session in the index
+        session_id TEXT NOT NULL UNIQUE, -- the session
+        user_id TEXT, -- its owner, when it was indexed
+        scope_id INTEGER, -- of the messages of one user
+        version TEXT NOT NULL DEFAULT '', -- of the tokenizer that indexed it. Empty: it is to be indexed again
+        indexed_seq INTEGER NOT NULL DEFAULT 0, -- its messages up to this seq are in the index
+        document_seq INTEGER NOT NULL DEFAULT 0, -- the seq of its last message in the index
+        embedded_seq INTEGER NOT NULL DEFAULT 0, -- its messages up to this seq have vectors
+        documents INTEGER NOT NULL DEFAULT 0, -- number of its messages in the index
+        words INTEGER NOT NULL DEFAULT 0 -- number of their words
     )
     """,
     "CREATE INDEX index_sessions_by_user ON index_sessions (user_id)",
@@ -30,20 +30,20 @@ INDEX_TABLES = (
     "CREATE INDEX index_sessions_to_embed ON index_sessions (number) WHERE embedded_seq < document_seq",
     """
     CREATE TABLE index_blocks (
-        scope_id INTEGER NOT NULL,
-        block INTEGER NOT NULL,
-        seqs BLOB NOT NULL,
-        lengths BLOB NOT NULL,
-        terms TEXT NOT NULL,
+        scope_id INTEGER NOT NULL, -- of the messages of one user
+        block INTEGER NOT NULL, -- 1,024 successive documents
+        seqs BLOB NOT NULL, -- the seq of each document
+        lengths BLOB NOT NULL, -- the number of words of each document
+        terms TEXT NOT NULL, -- JSON list of the terms in the block
         PRIMARY KEY (scope_id, block)
     )
     """,
     """
     CREATE TABLE index_postings (
-        scope_id INTEGER NOT NULL,
-        term TEXT NOT NULL,
-        block INTEGER NOT NULL,
-        postings BLOB NOT NULL,
+        scope_id INTEGER NOT NULL, -- of the messages of one user
+        term TEXT NOT NULL, -- a word as it is searched
+        block INTEGER NOT NULL, -- 1,024 successive documents
+        postings BLOB NOT NULL, -- document, frequency and length, eight bytes each
         PRIMARY KEY (scope_id, term, block)
     ) WITHOUT ROWID
     """,
@@ -71,17 +71,17 @@ INDEX_TABLES = (
     """,
     """
     CREATE TABLE vectors (
-        number INTEGER NOT NULL,
-        seq INTEGER NOT NULL,
-        vector BLOB NOT NULL,
+        number INTEGER NOT NULL, -- of the session in the index
+        seq INTEGER NOT NULL, -- the message
+        vector BLOB NOT NULL, -- float32 numbers
         PRIMARY KEY (number, seq)
     )
     """,
     """
     CREATE TABLE vector_models (
-        id INTEGER PRIMARY KEY CHECK (id = 1),
-        name TEXT NOT NULL,
-        dimensions INTEGER NOT NULL
+        id INTEGER PRIMARY KEY CHECK (id = 1), -- always 1
+        name TEXT NOT NULL, -- of the embedding model
+        dimensions INTEGER NOT NULL -- of its vectors
     )
     """,
 )
