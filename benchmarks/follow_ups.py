@@ -21,8 +21,8 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import InMemoryVectorStore
 from langgraph.graph import START, MessagesState, StateGraph
 
-from benchmarks import minilm
 from benchmarks.run import Figure, arguments, machine, show
+from examples import minilm
 from session_middleware import Sessions
 
 DOCUMENTS = {

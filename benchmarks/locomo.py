@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.graph import START, MessagesState, StateGraph
 
-from benchmarks import minilm
+from examples import minilm
 from session_middleware import Sessions
 
 KS = (5, 10, 25, 50)

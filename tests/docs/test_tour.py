@@ -1,4 +1,4 @@
-"""The demonstration runs by itself, and what it claims is what happened."""
+"""The tour, which `make demo` starts, runs by itself, and what it claims is what happened."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     spoiling = {"SESSION_ON_RESUME": "reject", "SESSION_TRACKING": "false", "SESSION_STORAGE_URL": "no/such/folder"}
     folder = tmp_path_factory.mktemp("elsewhere")
     (folder / ".env").write_text("SESSION_ON_RESUME=reject")
-    command = [sys.executable, str(ROOT / "examples" / "demo.py")]
+    command = [sys.executable, str(ROOT / "examples" / "tour.py")]
     environment = {**os.environ, **spoiling, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")
@@ -44,18 +44,18 @@ CLAIMS = [
 
 
 @pytest.mark.slow
-def test_demo_shows_what_it_promises(shown: str) -> None:
+def test_the_tour_shows_what_it_promises(shown: str) -> None:
     assert [claim for claim in CLAIMS if claim not in shown] == []
 
 
 @pytest.mark.slow
-def test_demo_s_file_is_many_times_smaller(shown: str) -> None:
+def test_the_file_of_the_tour_is_many_times_smaller(shown: str) -> None:
     found = re.search(r"(\d+) times less", shown)
     assert found is not None
     assert int(found[1]) > 5
 
 
 @pytest.mark.slow
-def test_demo_s_last_line_can_be_typed_as_it_stands(shown: str) -> None:
+def test_the_last_line_of_the_tour_can_be_typed_as_it_stands(shown: str) -> None:
     done = subprocess.run(["sh", "-c", shown.splitlines()[-1]], capture_output=True, text=True, cwd="/")
     assert "Can I return water filter order 1042?" in done.stdout, done.stderr

