@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+MADE = {"architecture.md", "changelog.md", "security.md"}  # pages of the site that are files of the root
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -28,25 +30,38 @@ def test_the_snippets_print_what_the_readme_says(tmp_path: Path, monkeypatch: py
             assert printed.getvalue() == next_text
             checked += 1
     names["sessions"].close()  # type: ignore[attr-defined]
-    assert checked >= 6
+    assert checked >= 2
 
 
-def test_every_setting_is_in_the_readme_and_every_one_there_exists() -> None:
-    from session_middleware import SessionSettings
-
-    table = (ROOT / "README.md").read_text().split("## Settings")[1].split("## ")[0]
-    names = [name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)]
-    assert set(names) == set(SessionSettings.model_fields)
+def test_it_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
 
 
-def test_every_command_in_the_readme_exists() -> None:
+def test_the_extras_in_its_table_exist() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    table = (ROOT / "README.md").read_text().split("## Install")[1].split("## ")[0]
+    assert set(re.findall(r"`([\w-]+)`", " ".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)))) <= set(extras)
+
+
+def test_every_command_on_a_page_exists() -> None:
     from session_middleware.cli.main import cli
 
-    named = set(re.findall(r"^\$ session-middleware ([\w-]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
-    assert named <= set(cli.commands)
+    for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
+        for block in re.findall(r"^```console\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL):
+            named = set(re.findall(r"^\$ session-middleware ([\w-]+)", block, re.MULTILINE))
+            assert named <= set(cli.commands), path.name
+
+
+def test_every_make_target_on_a_page_exists() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+        named = re.findall(r"(?:^\$ |`)make ([\w-]+)", path.read_text(), re.MULTILINE)
+        assert set(named) <= targets, path.name
 
 
 def test_links_lead_somewhere() -> None:
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
-        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        for target in re.findall(r"\]\(([^)#]+)(?:#[\w-]+)?\)", path.read_text()):
+            if path.parent.name == "docs" and target in MADE:
+                continue
             assert target.startswith("http") or (path.parent / target).exists(), f"{path.name}: {target}"
