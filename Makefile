@@ -1,7 +1,8 @@
 # make demo    see it work: installs, then runs the main job on SQLite, with no key and no network
 # make test    install what the tests need, and run them all
 # make test-postgres   run the tests that name no engine over PostgreSQL instead of SQLite; ONLY="tests/…": some of them
-# make check   format, lint, types
+# make check   format, lint, types, and whether the site can be built
+# make site    build the documentation as web pages into .site
 # make fix     format, and mend what the linter can
 # make bench   print the figures, each against a named peer in the same run
 # make faults  the fault tests with many rounds
@@ -34,10 +35,12 @@ CORE   := \
 	runtime/test_cancelled_runs \
 	storage/test_jsonable storage/test_tokenizer storage/test_vectors
 
-.PHONY: demo test test-postgres check fix bench faults floors docs clean
+export NO_MKDOCS_2_WARNING = 1 # an advertisement of its theme
+
+.PHONY: demo test test-postgres check site fix bench faults floors docs clean
 
 demo: $(VENV)/demo.stamp
-	@$(BIN)/python examples/demo.py
+	@$(BIN)/python examples/tour.py
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --dist worksteal
@@ -49,6 +52,12 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --explicit-package-bases examples docs/generators
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+site: $(VENV)/dev.stamp
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "Read it with: $(BIN)/python -m http.server --directory .site"
 
 fix: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
@@ -94,4 +103,4 @@ $(FLOORS)/floors.stamp: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(FLOORS) $(FLOORS)-openai-agents .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FLOORS) $(FLOORS)-openai-agents .pytest_cache .mypy_cache .ruff_cache .hypothesis .site dist
