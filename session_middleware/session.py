@@ -414,6 +414,10 @@ class Session(SessionFields):
             return sessions
         return sessions.for_user(str(by.user_id), by.group_ids, group_id=by.group_id)
 
+    def prune(self) -> None:
+        """Delete all but the latest checkpoints. The record and the memories remain."""
+        self._storage.prune_checkpoints([self.id])
+
     def delete(self) -> DeletionCounts:
         """Delete the session and all its data. Returns the numbers of rows deleted."""
         return self._sessions._delete(self.id, self._storage, self._identity)
@@ -856,6 +860,7 @@ class Session(SessionFields):
     aregenerate = async_twin(regenerate)
     asiblings = async_twin(siblings)
     aswitch = async_twin(switch)
+    aprune = async_twin(prune)
     adelete = async_twin(delete)
     aexport = async_twin(export)
     amessages = async_twin(messages)

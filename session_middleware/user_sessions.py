@@ -558,8 +558,7 @@ class UserSessions(SessionAccess):
 
     def prune(self, session_id: object) -> None:
         """Delete all but the latest checkpoints of a session of the user. Raises `SessionNotFound`."""
-        session = self.get(session_id)
-        session._storage.prune_checkpoints([session.id])
+        self.get(session_id).prune()
 
     # The asynchronous twins
 

@@ -10,7 +10,15 @@ from langgraph.pregel import Pregel
 
 from session_middleware import Sessions, __version__
 from session_middleware.integrations.fastapi_errors import add_error_handler
-from session_middleware.integrations.server import assistants, follow, unsupported
+from session_middleware.integrations.server import (
+    assistants,
+    follow,
+    info,
+    store,
+    thread_states,
+    threads,
+    unsupported,
+)
 from session_middleware.integrations.server.identity import Authenticate, Authentication, LoopbackUser
 from session_middleware.integrations.server.problems import add_validation_handler
 from session_middleware.integrations.server.server_state import Server
@@ -42,10 +50,10 @@ def app(
 
 def _add_routes(made: FastAPI) -> None:
     """One line for each router."""
+    made.include_router(info.router)
+    made.include_router(unsupported.router)  # before the routes whose paths would match too
     made.include_router(assistants.router)
+    made.include_router(threads.router)
+    made.include_router(thread_states.router)
+    made.include_router(store.router)
     made.include_router(follow.router)
-    made.include_router(unsupported.router)
-
-    @made.get("/ok")
-    async def ok() -> dict[str, bool]:
-        return {"ok": True}

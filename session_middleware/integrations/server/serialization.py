@@ -17,6 +17,8 @@ from typing import Any
 
 import orjson
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import CheckpointTuple
+from langgraph.checkpoint.serde.types import INTERRUPT
 from langgraph.errors import EmptyInputError, GraphBubbleUp, InvalidUpdateError, TaskNotFound
 from langgraph.types import Interrupt, PregelTask, Send, StateSnapshot
 from starlette.responses import JSONResponse
@@ -29,6 +31,9 @@ _SHOWN_ERRORS = (  # their messages are the graph's own; those of other exceptio
     *(AttributeError, KeyError, RecursionError, RuntimeError, TimeoutError, TypeError, ValueError),
     *(EmptyInputError, GraphBubbleUp, InvalidUpdateError, TaskNotFound),
 )
+
+_HIDDEN = "An internal error occurred"
+_INTERNAL = ("__", "branch:", "join:", "start:")  # prefixes of the channels that are none of the state's values
 
 
 def json_bytes(value: Any) -> bytes:
@@ -67,8 +72,14 @@ def _convert(value: Any) -> Any:
 
 def error_json(error: BaseException) -> dict[str, str]:
     """An exception, as the ``error`` of a run or of a task's result."""
-    message = str(error) if isinstance(error, _SHOWN_ERRORS) else "An internal error occurred"
+    message = str(error) if isinstance(error, _SHOWN_ERRORS) else _HIDDEN
     return {"error": type(error).__name__, "message": message}
+
+
+def recorded_error_json(text: str | None) -> dict[str, str]:
+    """`error_json` of the exception that a run's record has as text."""
+    name, _, message = (text or "Error").partition(": ")
+    return {"error": name, "message": message if name in {kind.__name__ for kind in _SHOWN_ERRORS} else _HIDDEN}
 
 
 class StateResponse(JSONResponse):
@@ -99,6 +110,15 @@ def state_json(state: StateSnapshot) -> dict[str, Any]:
 
 
 NO_STATE = StateSnapshot({}, (), {"configurable": {}}, None, None, None, (), ())  # of a thread without a checkpoint
+
+
+def snapshot_of(saved: CheckpointTuple) -> StateSnapshot:
+    """A checkpoint as far as it can be read without its graph: the values and interrupts, but not what is next."""
+    checkpoint, writes = saved.checkpoint, saved.pending_writes or ()
+    asked = tuple(each for _, channel, value in writes if channel == INTERRUPT for each in value)
+    values = {name: value for name, value in checkpoint["channel_values"].items() if not name.startswith(_INTERNAL)}
+    made = checkpoint["ts"]
+    return StateSnapshot(values, (), saved.config, saved.metadata, made, saved.parent_config, (), asked)
 
 
 def _task_json(task: PregelTask) -> dict[str, Any]:

@@ -1,0 +1,37 @@
+"""What clients ask of the server itself."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from session_middleware import __version__
+
+router = APIRouter(tags=["server"])
+
+
+class Ok(BaseModel):
+    ok: bool = True
+
+
+class Info(BaseModel):
+    """The versions, and the parts of LangGraph's API that the server has."""
+
+    version: str
+    langgraph_py_version: str
+    flags: dict[str, bool]
+
+
+@router.get("/ok")
+async def ok() -> Ok:
+    """Whether the server answers. Everybody may ask."""
+    return Ok()
+
+
+@router.get("/info")
+async def info() -> Info:
+    """The server. Everybody may ask."""
+    flags = {"assistants": True, "crons": False, "langsmith": False}
+    return Info(version=__version__, langgraph_py_version=version("langgraph"), flags=flags)

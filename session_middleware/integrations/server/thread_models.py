@@ -1,0 +1,207 @@
+"""What clients send to the routes of threads, and what these answer, as LangGraph's clients have it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, field_validator
+
+from session_middleware.integrations.server.thread_fields import ThreadStatus, Time
+
+Metadata = dict[str, Any]
+Limit = Annotated[int | None, Field(ge=1, le=1000)]
+Minutes = Annotated[float, Field(gt=0, le=36_525 * 24 * 60)]  # 100 years
+
+ThreadField = Literal[
+    "thread_id", "created_at", "updated_at", "state_updated_at", "metadata", "config", "status", "values", "interrupts",
+]  # fmt: skip
+
+
+# What clients send
+
+
+class TimeToLive(BaseModel):
+    ttl: Minutes  # minutes without activity
+    strategy: Literal["delete", "keep_latest"] = "delete"
+
+
+class HasTimeToLive(BaseModel):
+    ttl: TimeToLive | Minutes | None = None
+
+    @property
+    def time_options(self) -> dict[str, Any]:
+        """The options of a session for it."""
+        if self.ttl is None:
+            return {}
+        given = self.ttl if isinstance(self.ttl, TimeToLive) else TimeToLive(ttl=self.ttl)
+        return Time(given.ttl, given.strategy).options
+
+
+class GivenUpdate(BaseModel):
+    values: dict[str, Any] | list[Any] | None = None
+    command: dict[str, Any] | None = None  # of LangGraph: update, resume and goto
+    as_node: str
+
+
+class Superstep(BaseModel):
+    updates: list[GivenUpdate]
+
+
+class ThreadCreate(HasTimeToLive):
+    thread_id: str | None = None
+    metadata: Metadata | None = None
+    if_exists: Literal["raise", "do_nothing"] | None = None
+    supersteps: list[Superstep] | None = None
+
+
+class ThreadPatch(HasTimeToLive):
+    metadata: Metadata | None = None
+
+
+class ThreadFilter(BaseModel):
+    """The threads that have all of this metadata, and whose state has all of these values."""
+
+    metadata: Metadata | None = None
+    values: Metadata | None = None
+    status: ThreadStatus | None = None
+
+
+class ThreadSearch(ThreadFilter):
+    ids: Annotated[list[str], Field(max_length=1000)] | None = None
+    limit: Limit = 10
+    offset: Annotated[int | None, Field(ge=0)] = 0
+    sort_by: Literal["thread_id", "status", "created_at", "updated_at", "state_updated_at"] | None = None
+    sort_order: Literal["asc", "desc"] | None = None
+    select: list[ThreadField] | None = None
+    extract: Annotated[dict[str, str], Field(max_length=10)] | None = None  # paths such as "values.messages[-1]"
+
+    @field_validator("sort_order", mode="before")
+    @classmethod
+    def _lower(cls, given: Any) -> Any:
+        return given.lower() if isinstance(given, str) else given
+
+
+class ThreadPrune(BaseModel):
+    thread_ids: Annotated[list[str], Field(max_length=1000)]
+    strategy: Literal["delete", "keep_latest"] = "delete"
+
+
+class CheckpointNamed(BaseModel):
+    """A checkpoint as a thread's state names it; other keys are not read."""
+
+    thread_id: str | None = None
+    checkpoint_ns: str | None = None
+    checkpoint_id: str | None = None
+    checkpoint_map: dict[str, Any] | None = None
+
+
+class StateAtCheckpoint(BaseModel):
+    checkpoint: CheckpointNamed
+    subgraphs: bool = False
+    select: list[str] | None = None
+
+
+class StateChange(BaseModel):
+    values: dict[str, Any] | list[Any] | None = None
+    as_node: str | None = None
+    checkpoint: CheckpointNamed | None = None
+    checkpoint_id: str | None = None
+
+
+class HistorySearch(BaseModel):
+    limit: Limit = 10
+    before: str | CheckpointNamed | None = None
+    metadata: Metadata | None = None
+    checkpoint: CheckpointNamed | None = None
+    select: list[str] | None = None
+
+
+# What they get
+
+
+class Interrupt(BaseModel):
+    id: str
+    value: Any = None
+    response_schema: dict[str, Any] | None = None
+
+
+class ThreadTtl(BaseModel):
+    strategy: Literal["delete", "keep_latest"]
+    ttl_minutes: float
+    expires_at: datetime | None
+
+
+class Thread(BaseModel):
+    thread_id: str
+    created_at: datetime
+    updated_at: datetime
+    state_updated_at: datetime
+    metadata: Metadata
+    config: dict[str, Any]
+    status: ThreadStatus
+    values: Any
+    interrupts: dict[str, list[Interrupt]]
+    error: dict[str, str] | None
+
+
+class ThreadWithTtl(Thread):
+    ttl: ThreadTtl | None = None
+
+
+class ThreadPart(BaseModel):
+    """A thread, of which only the selected fields are there."""
+
+    thread_id: str | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    state_updated_at: datetime | None = None
+    metadata: Metadata | None = None
+    config: dict[str, Any] | None = None
+    status: ThreadStatus | None = None
+    values: Any = None
+    interrupts: dict[str, list[Interrupt]] | None = None
+    extracted: dict[str, Any] | None = None
+
+
+class Checkpoint(BaseModel):
+    thread_id: str | None = None
+    checkpoint_ns: str | None = None
+    checkpoint_id: str | None = None
+    checkpoint_map: dict[str, Any] | None = None
+
+
+class ThreadTask(BaseModel):
+    id: str
+    name: str
+    path: list[Any]
+    error: Any
+    interrupts: list[Interrupt]
+    checkpoint: Checkpoint | None
+    state: ThreadState | None
+    result: Any
+
+
+class ThreadState(BaseModel):
+    """The state of a thread; with `select` only some fields."""
+
+    values: Any = None
+    next: list[str] = []
+    tasks: list[ThreadTask] = []
+    metadata: Metadata | None = None
+    created_at: str | None = None
+    checkpoint: Checkpoint | None = None
+    parent_checkpoint: Checkpoint | None = None
+    interrupts: list[Interrupt] = []
+    checkpoint_id: str | None = None
+    parent_checkpoint_id: str | None = None
+
+
+class Pruned(BaseModel):
+    pruned_count: int
+
+
+class StateChanged(BaseModel):
+    checkpoint: Checkpoint
+    configurable: Checkpoint
+    checkpoint_id: str
