@@ -40,7 +40,9 @@ def extra(name: str) -> Iterator[None]:
 # The address
 
 
-host_option = click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+host_option = click.option(
+    "--host", metavar="NAME", default="127.0.0.1", help="The address to listen on. [default: 127.0.0.1]"
+)
 user_option = click.option(
     "--user", "user_id", metavar="ID", help="The user whose sessions they are, without --auth. [default: local]"
 )
@@ -53,7 +55,11 @@ auth_option = click.option(
 
 def port_option(default: int) -> Callable[..., Any]:
     return click.option(
-        "--port", type=click.IntRange(0, 65535), default=default, show_default=True, help="0 takes a free one."
+        "--port",
+        type=click.IntRange(0, 65535),
+        metavar="N",
+        default=default,
+        help=f"0 takes a free one. [default: {default}]",
     )
 
 
@@ -159,7 +165,33 @@ async def respond(asgi: ASGIApp, listening: socket.socket) -> None:
 @port_option(8123)
 @user_option
 @auth_option
-def serve(db: str | None, apps: tuple[str, ...], host: str, port: int, user_id: str | None, auth: str | None) -> None:
+@click.option(
+    "--origin",
+    "origins",
+    metavar="URL",
+    multiple=True,
+    help="A web page that may call, such as https://chat.example, or *; may be repeated. [default: without --auth,"
+    " those of this machine]",
+)
+@click.option("--requests-per-minute", metavar="N", type=click.IntRange(1), help="Of each user. [default: no limit]")
+@click.option("--streams-per-user", metavar="N", type=click.IntRange(1), help="Open at once. [default: no limit]")
+@click.option(
+    "--body-bytes",
+    metavar="N",
+    type=click.IntRange(1),
+    default=33_554_432,
+    help="The largest request. [default: 32 MiB]",
+)
+def serve(
+    db: str | None,
+    apps: tuple[str, ...],
+    host: str,
+    port: int,
+    user_id: str | None,
+    auth: str | None,
+    origins: tuple[str, ...],
+    **limits: Any,
+) -> None:
     """Serve sessions and graphs over HTTP, as clients of LangGraph's server expect them."""
     with extra("server"):
         import uvicorn  # noqa: F401 - named here, where it is missing
@@ -174,7 +206,8 @@ def serve(db: str | None, apps: tuple[str, ...], host: str, port: int, user_id: 
     async def run(sessions: Sessions, listening: socket.socket) -> None:
         async with AsyncExitStack() as stack:
             graphs = await _attached(sessions, found, stack)
-            made = server.app(sessions, graphs, authenticate=authenticate)
+            chosen = server.Limits(**limits)
+            made = server.app(sessions, graphs, authenticate=authenticate, origins=origins, limits=chosen)
             say(f"serving {_names(graphs)} on {url_of(listening)}; Ctrl-C ends it")
             await respond(made, listening)
 

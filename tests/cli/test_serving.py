@@ -85,11 +85,14 @@ def serve(*arguments: str) -> Result:
 def test_it_serves_until_a_signal_and_ends_without_a_word(signal_number: int) -> None:
     program = "from session_middleware.cli.main import main; main()"
     command = ["serve", "--db", "s.db", "--port", "0", "--app", "their_agents:graph"]
+    command += ["--origin", "https://chat.example", "--requests-per-minute", "9", "--streams-per-user", "1"]
     with Process("-c", program, *command) as process:
         line = process.stdout.readline()
         assert line.startswith("serving graph on http://127.0.0.1:")
         url = line.split()[3].rstrip(";")
         assert httpx.get(f"{url}/ok", trust_env=False).json() == {"ok": True}
+        asked = {"origin": "https://chat.example", "access-control-request-method": "POST"}
+        assert httpx.options(f"{url}/threads", headers=asked, trust_env=False).status_code == 200
         os.kill(process.pid, signal_number)
         assert process.wait(30) == 0
         assert (process.stdout.read(), process.stderr.read()) == ("", "")

@@ -5,6 +5,7 @@ It needs the extra ``server``. `app` makes an app of FastAPI, alone or to be mou
 
 from session_middleware.integrations.server.application import app
 from session_middleware.integrations.server.identity import Authenticate, Caller, LoopbackUser
+from session_middleware.integrations.server.limits import Limits
 from session_middleware.integrations.server.tokens import JwtVerifier
 
-__all__ = ["Authenticate", "Caller", "JwtVerifier", "LoopbackUser", "app"]
+__all__ = ["Authenticate", "Caller", "JwtVerifier", "Limits", "LoopbackUser", "app"]

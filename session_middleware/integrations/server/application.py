@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from langgraph.pregel import Pregel
 
 from session_middleware import Sessions, __version__
+from session_middleware.errors import InvalidArgument
 from session_middleware.integrations.fastapi_errors import add_error_handler
 from session_middleware.integrations.server import (
     assistants,
@@ -20,6 +22,7 @@ from session_middleware.integrations.server import (
     unsupported,
 )
 from session_middleware.integrations.server.identity import Authenticate, Authentication, LoopbackUser
+from session_middleware.integrations.server.limits import Limits, RequestRates
 from session_middleware.integrations.server.problems import add_validation_handler
 from session_middleware.integrations.server.server_state import Server
 from session_middleware.integrations.server.streams import OpenStreams
@@ -30,6 +33,8 @@ def app(
     graphs: Mapping[str, Pregel[Any, Any, Any, Any]] | None = None,
     *,
     authenticate: Authenticate | None = None,
+    origins: Sequence[str] = (),
+    limits: Limits = Limits(),  # noqa: B008 - it is frozen
 ) -> FastAPI:
     """An app of FastAPI that serves `sessions`, alone or mounted into another app.
 
@@ -37,15 +42,40 @@ def app(
         graphs: the graphs that clients may run, by name; each is attached unless it has a checkpointer already.
         authenticate: finds the caller of a request, or ``None`` to refuse it. Without it, `LoopbackUser` serves
             programs of this machine only, all as the user ``"local"``.
+        origins: the web pages that may call, such as ``"https://chat.example"``, or ``"*"`` for all, which then send
+            no cookies. Without `authenticate`, pages that this machine serves may call too.
+        limits: of the size of requests, and of each user.
     """
     attached = {name: sessions.attach(graph) for name, graph in (graphs or {}).items()}
-    made = FastAPI(title="session-middleware", version=__version__)
-    authentication = Authentication(authenticate or LoopbackUser(), sessions)
-    made.state.server = Server(sessions, attached, authentication, OpenStreams(sessions))
+    made = FastAPI(title="session-middleware", version=__version__, max_body_size=limits.body_bytes)
+    authentication = Authentication(authenticate or LoopbackUser(), sessions, RequestRates(limits.requests_per_minute))
+    streams = OpenStreams(sessions, per_user=limits.streams_per_user)
+    made.state.server = Server(sessions, attached, authentication, streams)
+    _allow_origins(made, origins, local=isinstance(authentication.authenticate, LoopbackUser))
     add_error_handler(made)
     add_validation_handler(made)
     _add_routes(made)
     return made
+
+
+_LOCAL_PAGE = r"https?://(localhost|[a-z0-9.-]+\.localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?"
+_READABLE = ("Location", "Content-Location", "Retry-After", "X-Pagination-Total", "X-Pagination-Next")
+
+
+def _allow_origins(made: FastAPI, origins: Sequence[str], *, local: bool) -> None:
+    """Let pages of these origins read responses. A browser asks before it sends a request of theirs."""
+    if isinstance(origins, str):
+        raise InvalidArgument("origins", origins, wanted=f"a list, such as [{origins!r}]")
+    if origins or local:
+        made.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_origin_regex=_LOCAL_PAGE if local else None,
+            allow_credentials="*" not in origins and not local,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=_READABLE,
+        )
 
 
 def _add_routes(made: FastAPI) -> None:

@@ -20,6 +20,7 @@ from starlette.requests import HTTPConnection
 
 from session_middleware import Sessions
 from session_middleware.errors import UserRevoked
+from session_middleware.integrations.server.limits import RequestRates
 from session_middleware.user_sessions import UserSessions
 
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")  # what a proxy adds
@@ -96,26 +97,37 @@ def is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
+_CALLER = "session_middleware.caller"  # in the scope of a connection
+
+
 @dataclass(frozen=True)
 class Authentication:
     """How an app finds out who calls."""
 
     authenticate: Authenticate
     sessions: Sessions
+    rates: RequestRates
 
     async def caller_of(self, connection: HTTPConnection) -> Caller:
-        """The caller of a request or of a WebSocket.
+        """The caller of a request or of a WebSocket, which is found once for each.
 
         Raises:
-            HTTPException: 401 if nobody is known, and what `authenticate` raises.
+            HTTPException: 401 if nobody is known, 429 if the user calls too often, and what `authenticate` raises.
             UserRevoked: the user is revoked.
         """
+        known: Caller | None = connection.scope.get(_CALLER)
+        if known is None:
+            known = connection.scope[_CALLER] = await self._find_caller(connection)
+        return known
+
+    async def _find_caller(self, connection: HTTPConnection) -> Caller:
         found = self.authenticate(connection)
         caller = await found if inspect.isawaitable(found) else found
         if caller is None:
             raise HTTPException(401, "not authenticated", headers={"WWW-Authenticate": "Bearer"})
         if await self.sessions.alist_revoked([caller.user_id]):
             raise UserRevoked("", user_id=caller.user_id)
+        self.rates.take(caller.user_id)
         return caller
 
 
