@@ -30,6 +30,7 @@ NewId: TypeAlias = Callable[[], str]
 
 Status: TypeAlias = Literal["active", "idle", "expired", "completed", "failed", "abandoned"]
 Closed: TypeAlias = Literal["completed", "failed", "abandoned"]  # how an app ends a session
+Ended: TypeAlias = Literal["completed", "failed", "abandoned", "expired"]
 Visibility: TypeAlias = Literal["private", "group", "group-write"]
 OnExpire: TypeAlias = Literal["keep", "prune", "archive", "delete"]
 Access: TypeAlias = Literal["owner", "host"]

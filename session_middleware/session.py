@@ -21,7 +21,7 @@ from session_middleware.exports.formats import FORMATS, Format, checked_target
 from session_middleware.memory.session_memory import SessionMemory
 from session_middleware.models import (
     Branch,
-    Closed,
+    Ended,
     Event,
     Identity,
     Message,
@@ -214,7 +214,14 @@ class Session(SessionFields):
         """End the session as abandoned. Raises `InvalidTransition` if it has ended already."""
         return self._end("abandoned", reason, detail)
 
-    def _end(self, status: Closed, reason: str, detail: dict[str, Any] | None) -> Self:
+    def expire(self, *, reason: str = "by_user", detail: dict[str, Any] | None = None) -> Self:
+        """End the session as expired, now instead of by the clock; ``on_expire`` is applied by the next sweep.
+
+        ``on_resume`` says what a later run does. Raises `InvalidTransition` if the session has ended already.
+        """
+        return self._end("expired", reason, detail)
+
+    def _end(self, status: Ended, reason: str, detail: dict[str, Any] | None) -> Self:
         validation.check_optional_text("reason", reason)
         validation.check_kind("detail", detail, Mapping | None, "a dict")
         self._sessions.recorder.drain(self.id)
@@ -855,6 +862,7 @@ class Session(SessionFields):
     acomplete = async_twin(complete)
     afail = async_twin(fail)
     aabandon = async_twin(abandon)
+    aexpire = async_twin(expire)
     afork = async_twin(fork)
     aedit = async_twin(edit)
     aregenerate = async_twin(regenerate)

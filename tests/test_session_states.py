@@ -23,13 +23,14 @@ def events(session: Any) -> list[tuple[str, str | None]]:
 # Ending
 
 
-@pytest.mark.parametrize("end", ["complete", "fail", "abandon"])
+@pytest.mark.parametrize("end", ["complete", "fail", "abandon", "expire"])
 def test_a_session_is_ended_with_a_reason_and_reopened_by_the_next_run(end: str, open_sessions: OpenSessions) -> None:
     sessions = open_sessions()
     graph = sessions.attach(agents.chat())
     graph.invoke(human("hi"), sessions.config("t"))
     ended = getattr(sessions.get("t"), end)(reason="ticket_solved", detail={"ticket": 7})
-    assert ended.status == {"complete": "completed", "fail": "failed", "abandon": "abandoned"}[end]
+    statuses = {"complete": "completed", "fail": "failed", "abandon": "abandoned", "expire": "expired"}
+    assert ended.status == statuses[end]
     assert (ended.reason, ended.ended_at) == ("ticket_solved", sessions.get("t").ended_at)
     assert sessions.get("t").events()[-1].detail["ticket"] == 7
     assert [session.id for session in sessions.list(status=ended.status)] == ["t"]
@@ -37,8 +38,9 @@ def test_a_session_is_ended_with_a_reason_and_reopened_by_the_next_run(end: str,
     assert sessions.get("t").status == ended.status
     graph.invoke(human("one more thing"), sessions.config("t"))
     again = sessions.get("t")
-    assert (again.status, again.opened_as, again.ended_at) == ("active", "reopened", None)
-    assert events(again) == [("opened", None), (ended.status, "ticket_solved"), ("reopened", "ticket_solved")]
+    opened_as = "revived" if end == "expire" else "reopened"
+    assert (again.status, again.opened_as, again.ended_at) == ("active", opened_as, None)
+    assert events(again) == [("opened", None), (ended.status, "ticket_solved"), (opened_as, "ticket_solved")]
     assert len(said(again)) == 4
 
 
@@ -64,6 +66,15 @@ async def test_an_ended_session_refuses_runs_where_on_closed_says_so_and_may_sti
     assert events(session)[-1] == ("denied", "closed")
 
 
+@pytest.mark.sessions(on_expire="delete")
+def test_an_expired_session_is_deleted_by_the_next_sweep_where_on_expire_says_so(open_sessions: OpenSessions) -> None:
+    sessions = open_sessions()
+    expired = sessions.open("t").expire()
+    assert (expired.status, expired.reason, expired.expires_at) == ("expired", "by_user", expired.ended_at)
+    assert [due.session_id for due in sessions.sweep()] == ["t"]
+    assert sessions.find("t") is None
+
+
 def test_what_cannot_follow_is_refused_naming_both_states(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions()
     session = sessions.open("t")
@@ -77,6 +88,8 @@ def test_what_cannot_follow_is_refused_naming_both_states(open_sessions: OpenSes
         expired.abandon()
     with pytest.raises(InvalidTransition, match="is expired and cannot become active"):
         expired.ping()
+    with pytest.raises(InvalidTransition, match="is expired and cannot become expired"):
+        expired.expire()
     assert sessions.get("u").status == "expired"
     sessions.delete("t")
     with pytest.raises(SessionNotFound):

@@ -34,7 +34,7 @@ from typing import Any, Protocol, TypeVar
 
 from session_middleware.models import (
     Branch,
-    Closed,
+    Ended,
     ErasureReceipt,
     Event,
     Identity,
@@ -165,8 +165,8 @@ class Storage(Protocol):
     def update_session(self, session_id: str, details: SessionDetails) -> SessionInfo:
         """Replace the given fields. Metadata, context and client merge at every depth; ``None`` deletes a key."""
 
-    def end_session(self, session_id: str, status: Closed, *, reason: str, detail: Mapping[str, Any]) -> SessionInfo:
-        """Complete, fail or abandon. Raises `InvalidTransition` if the session has ended."""
+    def end_session(self, session_id: str, status: Ended, *, reason: str, detail: Mapping[str, Any]) -> SessionInfo:
+        """Complete, fail, abandon or expire. Raises `InvalidTransition` if the session has ended."""
 
     def claim_session(self, session_id: str, user_id: str) -> SessionInfo:
         """Give a session without an owner, and its family, this owner. The owner of a session may claim it again.

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from session_middleware import lifecycle
 from session_middleware.errors import SessionLimitReached
-from session_middleware.models import Closed, Identity, OnExpire, Pin, SessionInfo, Status, SweepResult, to_text
+from session_middleware.models import Ended, Identity, OnExpire, Pin, SessionInfo, Status, SweepResult, to_text
 from session_middleware.storage import jsonl
 from session_middleware.storage.sql.checkpoints import blobs, checkpoints, pruning
 from session_middleware.storage.sql.checkpoints.pruning import free_unused
@@ -32,7 +32,7 @@ from session_middleware.storage.types import DeletionCounts, TombstoneInfo
 def end(
     connection: Connection,
     session_id: str,
-    status: Closed,
+    status: Ended,
     rules: EngineContext,
     *,
     reason: str,

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 from session_middleware.errors import SessionBusy, SessionError, SessionExists, SessionNotFound, StorageError
 from session_middleware.models import (
-    Closed,
+    Ended,
     ErasureReceipt,
     Event,
     Identity,
@@ -246,7 +246,7 @@ class SessionOperations(Operations):
     def claim_session(self, session_id: str, user_id: str) -> SessionInfo:
         return self._database.write(lambda connection: claims.claim(connection, session_id, user_id, self._rules))
 
-    def end_session(self, session_id: str, status: Closed, *, reason: str, detail: Mapping[str, Any]) -> SessionInfo:
+    def end_session(self, session_id: str, status: Ended, *, reason: str, detail: Mapping[str, Any]) -> SessionInfo:
         return self._change(endings.end, session_id, status, self._rules, reason=reason, detail=dict(detail))
 
     def ping_session(self, session_id: str) -> SessionInfo:
