@@ -549,7 +549,7 @@ class Session(SessionFields):
 
     def _records(self, kind: type[R], after: int, limit: int | None) -> Rows[R]:
         self._flush(after, limit)
-        return Rows(self._storage.list_records(kind, self.id, after=after, limit=limit), of=kind)
+        return Rows(self._storage.list_records(kind, self.id, Part(after, limit=limit)), of=kind)
 
     def _part(self, after: int, before: int | None, limit: int | None, last: int | None, *, subgraphs: bool) -> Part:
         """The part of the record to read. What this session has buffered is committed first."""
@@ -609,9 +609,12 @@ class Session(SessionFields):
         self._sessions.recorder.drain(self.id)
         return self._storage.delete_message(self.id, message_id)
 
-    def tool_calls(self, *, after: int = 0, limit: int | None = None) -> Rows[ToolCall]:
-        """The executions of tools, in order."""
-        return self._records(ToolCall, after, limit)
+    def tool_calls(
+        self, *, after: int = 0, before: int | None = None, limit: int | None = None, last: int | None = None
+    ) -> Rows[ToolCall]:
+        """The executions of tools, in order. The arguments are those of `messages`."""
+        part = self._part(after, before, limit, last, subgraphs=True)
+        return Rows(self._storage.list_records(ToolCall, self.id, part), of=ToolCall)
 
     def model_calls(self, *, after: int = 0, limit: int | None = None) -> Rows[ModelCall]:
         """The calls of models, in order, with tokens, durations and cost."""
@@ -640,8 +643,7 @@ class Session(SessionFields):
         validation.check_kind("metadata", metadata, Mapping | None, "a dict")
         part = self._part(after, None, limit, last, subgraphs=True)
         is_filtered = bool(wanted or metadata)
-        most = None if is_filtered else part.limit
-        runs = self._storage.list_records(Run, self.id, after=after, limit=most, from_end=part.from_end)
+        runs = self._storage.list_records(Run, self.id, part._replace(limit=None if is_filtered else part.limit))
         if is_filtered:
             runs = [run for run in runs if wanted <= set(run.tags) and passes(run.metadata, metadata)]
             runs = runs[:limit] if last is None else runs[max(0, len(runs) - last) :]

@@ -100,7 +100,7 @@ class Following:
         return Poll([*calls, *new, *runs], has_ended and is_all)
 
     def _read_again(self, entry: Record) -> Record | None:
-        rows = self._storage.list_records(type(entry), self._session_id, after=entry.seq - 1, limit=1)
+        rows = self._storage.list_records(type(entry), self._session_id, Part(after=entry.seq - 1, limit=1))
         return rows[0] if rows and rows[0].seq == entry.seq else None  # else the row was deleted
 
 

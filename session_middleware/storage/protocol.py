@@ -390,13 +390,8 @@ class Storage(Protocol):
     ) -> None:
         """Append the event ``repaired``; calls that did not finish or did not start become ``interrupted``."""
 
-    def list_records(
-        self, kind: type[R], session_id: str, *, after: int = 0, limit: int | None = None, from_end: bool = False
-    ) -> list[R]:
-        """The rows of one kind in order of `seq`; of messages all versions on all branches.
-
-        With `from_end` a limit selects the last rows.
-        """
+    def list_records(self, kind: type[R], session_id: str, part: Part = _WHOLE) -> list[R]:
+        """The rows of one kind in order of `seq`; of messages all versions on all branches."""
 
     def list_timeline(self, session_id: str, part: Part = _WHOLE) -> Page:
         """The rows of all kinds in order of `seq`; of a message its latest version. Cost is linear in the page."""

@@ -100,6 +100,17 @@ async def test_pages_by_seq_go_on_after_a_message_that_is_gone(session: Session)
     assert await session.amessages(after=cursor) == []
 
 
+def test_tool_calls_are_paged_from_both_ends(session: Session) -> None:
+    for name in "vwxyz":
+        session.record_tool(name)
+    last = session.tool_calls(last=2)
+    assert [call.name for call in last] == ["y", "z"]
+    assert [call.name for call in session.tool_calls(last=2, before=last[0].seq)] == ["w", "x"]
+    assert [call.name for call in session.tool_calls(limit=2, before=last[0].seq)] == ["v", "w"]
+    with pytest.raises(InvalidArgument, match="last=… for the last ones"):
+        session.tool_calls(limit=1, last=1)
+
+
 def test_a_cursor_from_the_timeline_is_a_cursor_for_messages(session: Session) -> None:
     session.record_tool("look", result="seen")
     cursor = session.timeline()[-1].seq

@@ -39,27 +39,19 @@ _UNFINISHED: dict[str, tuple[type[Record], str]] = {
 }
 
 
-def list_records(
-    connection: Connection,
-    kind: type[R],
-    session_id: str,
-    *,
-    after: int = 0,
-    limit: int | None = None,
-    from_end: bool = False,
-) -> list[R]:
+def list_records(connection: Connection, kind: type[R], session_id: str, part: Part = _WHOLE) -> list[R]:
     table = next(table for table, model, *_ in _TABLES if model is kind)
-    by_seq = "ORDER BY seq DESC" if from_end else "ORDER BY seq"
+    by_seq, ends = "seq DESC" if part.from_end else "seq", (part.after, _end(part))
     cursor = connection.execute(
-        f"SELECT * FROM {table} WHERE session_id = ? AND seq > ? {by_seq} LIMIT ?",
-        (session_id, after, UNLIMITED if limit is None else limit),
+        f"SELECT * FROM {table} WHERE session_id = ? AND seq > ? AND seq < ? ORDER BY {by_seq} LIMIT ?",
+        (session_id, *ends, _limit(part)),
     )
     found = values_of(kind, cursor)
-    return with_interruptions(connection, found[::-1] if from_end else found)
+    return with_interruptions(connection, found[::-1] if part.from_end else found)
 
 
 def list_timeline(connection: Connection, session_id: str, part: Part = _WHOLE) -> Page:
-    most, ends = _limit(part), (part.after, UNLIMITED if part.before is None else part.before)
+    most, ends = _limit(part), (part.after, _end(part))
     by_seq = "ORDER BY seq DESC" if part.from_end else "ORDER BY seq"
     conditions = {
         table: shown if part.subgraphs else f"{shown} AND {outermost}" for table, _, shown, outermost in _TABLES
@@ -160,7 +152,7 @@ def list_messages(
     branch = branch or session[0]
     where = "TRUE" if part.subgraphs else branches.OUTERMOST
     if branch == "all" or (branch == branches.MAIN and not session[1]):  # in the order of `seq`
-        after, before = part.after, UNLIMITED if part.before is None else part.before
+        after, before = part.after, _end(part)
         if branch != "all":
             after, before = (_position(connection, session_id, seq) for seq in (after, before))
         cursor = connection.execute(
@@ -186,6 +178,10 @@ def list_messages(
 
 def _limit(part: Part) -> int:
     return UNLIMITED if part.limit is None else part.limit
+
+
+def _end(part: Part) -> int:
+    return UNLIMITED if part.before is None else part.before
 
 
 def _position(connection: Connection, session_id: str, seq: int) -> int:
