@@ -148,7 +148,7 @@ class SessionAccess:
         self,
         *,
         limit: int | None = 50,
-        after: Session | None = None,
+        after: Session | SessionInfo | None = None,
         order: SessionOrder = "activity",
         **filters: Unpack[validation.SessionFilters],
     ) -> Rows[Session]:
@@ -157,7 +157,7 @@ class SessionAccess:
         A session whose row is damaged is left out, with a warning; `get` of it raises `StorageError`.
 
         Args:
-            after: the last session of the page before, as that page has it.
+            after: the last session of the page before, as that page has it; or a `SessionInfo` with its id and times.
             order: ``"activity"`` or ``"creation"``, latest first, or ``"title"``, without regard to case; sessions
                 without a title come last.
             status: a status, several, or ``"open"``, which is active or idle.
@@ -171,7 +171,7 @@ class SessionAccess:
         """
         self._operator._flush()
         where, limit = validation.filter_of(self._identity, **filters), validation.checked_limit(limit)
-        validation.check_kind("after", after, Session | None, "the last session of the page before")
+        validation.check_kind("after", after, Session | SessionInfo | None, "the last session of the page before")
         validation.check_choice("order", order, get_args(SessionOrder))
         found = self._storage.list_sessions(where, limit=limit, order=order, after=after)
         return Rows(map(self._session, self._checked(found)), of=SessionInfo)

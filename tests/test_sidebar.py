@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
 
 from session_middleware import InvalidArgument, Sessions, UnknownStatus
-from session_middleware.models import SessionOrder
+from session_middleware.models import SessionInfo, SessionOrder
 from session_middleware.storage.titles import title_key, title_of
 from tests.conftest import Clock
 from tests.support import agents
@@ -188,6 +188,9 @@ def test_a_page_begins_where_the_last_ended_also_when_that_session_is_gone(sessi
     sessions.delete(first[-1])
     sessions.get("s3").ping()
     assert ids(sessions.list(after=first[-1])) == ["s1", "s0"]
+    moment = first[-1].last_active_at  # as a client gives it back, in a cursor
+    kept = SessionInfo(id="s2", family_id="s2", created_at=moment, last_active_at=moment)
+    assert ids(sessions.list(after=kept)) == ["s1", "s0"]
     by_title = sessions.list(order="title", limit=2)
     sessions.get("s1").update(title="zzz")
     assert ids(sessions.list(order="title", after=by_title[-1])) == ["s3", "s1"]
