@@ -7,19 +7,23 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
+from ipaddress import ip_address
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from session_middleware.cli import options
 from session_middleware.cli.options import command
 from session_middleware.cli.output import say
 
 if TYPE_CHECKING:
+    from mcp.server.auth.provider import TokenVerifier
     from starlette.types import ASGIApp
 
     from session_middleware import Sessions
+    from session_middleware.integrations.mcp_server import Caller
     from session_middleware.integrations.server import Authenticate
 
 _GRACE_SECONDS = 3  # that open streams have to end in after Ctrl-C
@@ -76,18 +80,17 @@ def identity_of(host: str, user_id: str | None, auth: str | None) -> Authenticat
         if not callable(found):
             raise click.ClickException(f"--auth {auth!r} cannot be called; name a function of a request, or a verifier")
         return found  # type: ignore[no-any-return]
-    if not _is_loopback(host):
-        raise click.UsageError(
-            f"others can reach {host}, and without --auth nobody knows who calls; give --auth module:function, "
-            "or leave out --host to serve this machine only"
-        )
+    _check_only_here(host, auth="module:function")
     return LoopbackUser("local" if user_id is None else owner_id_of("--user", user_id))
 
 
-def _is_loopback(host: str) -> bool:
-    from session_middleware.integrations.server.identity import is_loopback
-
-    return all(is_loopback(address[4][0]) for address in _addresses(host, 0))
+def _check_only_here(host: str, *, auth: str) -> None:
+    """Raise `click.UsageError` for an address that others can reach."""
+    if not all(ip_address(address[4][0]).is_loopback for address in _addresses(host, 0)):
+        raise click.UsageError(
+            f"others can reach {host}, and without --auth nobody knows who calls; give --auth {auth}, "
+            "or leave out --host to serve this machine only"
+        )
 
 
 def _addresses(host: str, port: int) -> list[Any]:
@@ -233,4 +236,78 @@ def _names(graphs: dict[str, Any]) -> str:
     return ", ".join(graphs) if graphs else "sessions without a graph"
 
 
-COMMANDS = (serve,)
+# The MCP server
+
+
+@command("mcp --user alice", "mcp --http --port 9000", "mcp --http --host 0.0.0.0 --auth my_app.auth:verifier", db=None)
+@options.new_db_option
+@click.option(
+    "--user",
+    "user_id",
+    metavar="ID",
+    help="The user whose sessions they are. [default: all sessions, and with --http those of local]",
+)
+@click.option("--groups", metavar="ID,…", default="", help="The groups of this user.")
+@click.option("--http", is_flag=True, help="Serve streamable HTTP, and not the program that starts this one.")
+@host_option
+@port_option(8124)
+@click.option(
+    "--auth",
+    metavar="MODULE:OBJECT",
+    help="With --http: a TokenVerifier of the MCP SDK, which finds out who calls. Needed where others can call.",
+)
+def mcp_command(db: str | None, user_id: str | None, groups: str, *, http: bool, **where: Any) -> None:
+    """Serve sessions as tools of the Model Context Protocol, over stdin and stdout or over HTTP."""
+    with extra("mcp"):
+        from session_middleware.integrations import mcp_server
+    from session_middleware.cli.opening import opened_as_app
+
+    host, port, auth = (where[name] for name in ("host", "port", "auth"))
+    given = [f"--{name}" for name in where if _is_given(name)]
+    if given and not http:
+        raise click.UsageError(f"{given[0]} needs --http; add it, or leave out {given[0]}")
+    caller = _mcp_caller(user_id, groups)
+    verifier = _token_verifier(host, user_id, auth) if http else None
+    with opened_as_app(db) as sessions:
+        made = mcp_server.server(sessions, caller, token_verifier=verifier)
+        if not http:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a thread that reads stdin would keep the process alive
+            made.run("stdio")
+            return
+        with closing(listen(host, port)) as listening, _ended_by_signals():
+            say(f"serving MCP on {url_of(listening)}/mcp; Ctrl-C ends it")
+            asyncio.run(respond(made.streamable_http_app(host=host), listening))
+
+
+def _is_given(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def _mcp_caller(user_id: str | None, groups: str) -> Caller | None:
+    from session_middleware.integrations.mcp_server import Caller
+    from session_middleware.lifecycle import owner_id_of, owner_ids_of
+
+    group_ids = [each.strip() for each in groups.split(",") if each.strip()]
+    if user_id is None:
+        if group_ids:
+            raise click.UsageError("--groups needs --user; name the user who is in them")
+        return None
+    return Caller(owner_id_of("--user", user_id), owner_ids_of("--groups", group_ids))
+
+
+def _token_verifier(host: str, user_id: str | None, auth: str | None) -> TokenVerifier | None:
+    """The verifier that `auth` names. Raises `click.UsageError` where anybody on the network would be one user."""
+    from session_middleware.cli.loading import import_object
+
+    if auth is None:
+        _check_only_here(host, auth="module:verifier")
+        return None
+    if user_id is not None:
+        raise click.UsageError("--auth says who calls, so there is no --user; give one of them")
+    found = import_object("--auth", auth)
+    if not callable(getattr(found, "verify_token", None)):
+        raise click.ClickException(f"--auth {auth!r} has no verify_token(token); name a TokenVerifier of the MCP SDK")
+    return found  # type: ignore[no-any-return]
+
+
+COMMANDS = (serve, mcp_command)

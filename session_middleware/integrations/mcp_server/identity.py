@@ -1,0 +1,104 @@
+"""Who is calling: the identity of a request, which the transport provides, and never an argument of a tool."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+
+from mcp.server.auth.middleware.auth_context import get_access_token
+from mcp.server.auth.provider import AccessToken
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
+from mcp.shared.exceptions import MCPError
+from mcp.types import INVALID_REQUEST
+from starlette.requests import Request
+
+from session_middleware.sessions import Sessions
+from session_middleware.user_sessions import UserSessions
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The user of a request. An operator has access to all sessions."""
+
+    user_id: str
+    group_ids: tuple[str, ...] = ()
+    is_operator: bool = False
+
+    def access(self, sessions: Sessions) -> Sessions | UserSessions:
+        """The sessions that the caller may see and change."""
+        return sessions if self.is_operator else sessions.for_user(self.user_id, self.group_ids)
+
+
+IdentityOf = Callable[[AccessToken], Caller | Awaitable[Caller | None] | None]
+
+LOCAL = Caller("local")  # over HTTP without tokens
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")  # what a proxy adds
+_access: ContextVar[Sessions | UserSessions] = ContextVar("session_middleware_mcp_access")
+
+
+def current_access() -> Sessions | UserSessions:
+    """The sessions that the caller of the current request may see and change."""
+    return _access.get()
+
+
+def subject_of(token: AccessToken) -> Caller | None:
+    """The subject of a token, and the groups that its claim ``groups`` lists; without a subject nobody."""
+    if not token.subject:
+        return None
+    groups = (token.claims or {}).get("groups")
+    named = groups if isinstance(groups, list) else ()
+    return Caller(token.subject, tuple(each for each in named if isinstance(each, str)))
+
+
+class Identification:
+    """A middleware of the server that finds the caller of each request, and refuses those it does not know."""
+
+    def __init__(self, sessions: Sessions, identity: Caller | IdentityOf | None, *, has_tokens: bool) -> None:
+        self._sessions, self._identity, self._has_tokens = sessions, identity, has_tokens
+
+    async def __call__(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+        token = _access.set(await self._access_of(ctx.request))
+        try:
+            return await call_next(ctx)
+        finally:
+            _access.reset(token)
+
+    async def _access_of(self, request: Request | None) -> Sessions | UserSessions:
+        if self._has_tokens:
+            return (await self._caller_of_token()).access(self._sessions)
+        assert self._identity is None or isinstance(self._identity, Caller)
+        if request is None:  # stdio: the process belongs to the person who started it
+            return self._sessions if self._identity is None else self._identity.access(self._sessions)
+        if not _is_from_here(request):
+            raise MCPError(
+                INVALID_REQUEST, "only programs of this machine are served; give a token_verifier for others"
+            )
+        return (self._identity or LOCAL).access(self._sessions)
+
+    async def _caller_of_token(self) -> Caller:
+        token = get_access_token()
+        if token is None:
+            raise MCPError(INVALID_REQUEST, "this server needs a token; connect over HTTP with a bearer token")
+        identity = subject_of if self._identity is None else self._identity
+        if isinstance(identity, Caller):
+            return identity
+        found = identity(token)
+        caller = await found if inspect.isawaitable(found) else found
+        if caller is None:
+            raise MCPError(INVALID_REQUEST, "the token names no user of this server; sign in with another one")
+        return caller
+
+
+def _is_from_here(request: Request) -> bool:
+    """Whether a program of this machine sends the request. One that a proxy has forwarded may come from anywhere.
+
+    Names in ``Host`` and ``Origin`` are compared by the SDK, so that no web page passes for a program.
+    """
+    if request.client is None or any(name in request.headers for name in _FORWARDED):
+        return False
+    address = ip_address(request.client.host)
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
