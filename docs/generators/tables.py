@@ -18,7 +18,6 @@ from docs.generators.meanings import meanings_of
 from session_middleware import errors as errors_module
 from session_middleware import models
 from session_middleware.cli import main
-from session_middleware.display.text import duration_text
 from session_middleware.settings import SessionSettings
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +28,6 @@ _CLASSES = {
     "SessionMemory": "session_middleware.memory.session_memory.SessionMemory",
 }
 _MANUAL = "session_middleware.recording.manual.ManualRecorder"
-_BY_HAND = ("add", "add_history", "record_tool", "record_model_call")
 VALUES = (
     *("Message", "ToolCall", "ModelCall", "Run", "Question", "Event", "Branch", "Siblings", "Stats", "Usage"),
     *("RepairedCall", "SweepResult", "Explanation", "ErasureReceipt", "Problem", "Pin"),
@@ -49,13 +47,19 @@ def _code(value: object) -> str:
 def settings() -> str:
     meanings, rows = meanings_of(SessionSettings), []
     for name, field in SessionSettings.model_fields.items():
-        value = field.default
-        shown = duration_text(value / timedelta(milliseconds=1)) if isinstance(value, timedelta) else _plain(value)
-        rows.append((f'<span id="{name}"></span>`{name}`', _code(f"SESSION_{name.upper()}"), shown, meanings[name]))
-    return table(("setting", "variable", "default", "meaning"), rows)
+        names = f'<span id="{name}"></span>`{name}`<br>`SESSION_{name.upper()}`'
+        rows.append((names, _plain(field.default), meanings[name]))
+    return table(("setting and variable", "default", "meaning"), rows)
+
+
+_UNITS = {"days": timedelta(days=1), "minutes": timedelta(minutes=1), "ms": timedelta(milliseconds=1)}
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, timedelta):
+        unit, length = next((unit, length) for unit, length in _UNITS.items() if not value % length)
+        count = value // length
+        return f"{count} {unit if count != 1 else unit.removesuffix('s')}"
     return "none" if value is None else _code(str(value).lower() if isinstance(value, bool) else value)
 
 
@@ -73,8 +77,15 @@ def errors() -> str:
         built_in = next(iter(base for base in bases if base not in ("Exception", "object", "BaseException")), "")
         status = status_of(cls.__new__(cls))
         mark = "&nbsp;&nbsp;↳ " if indent else ""
-        rows.append((f'<span id="{name}"></span>{mark}`{name}`', _code(built_in), when.strip(), str(status)))
-    return table(("exception", "is also", "when", "HTTP status"), rows)
+        names = f'<span id="{name}"></span>{mark}`{name}`' + (f"<br>{_code(built_in)}" if built_in else "")
+        rows.append((names, when.strip(), ", ".join(map(_code, _attributes(cls))), str(status)))
+    return table(("exception, which is also", "when", "has", "HTTP"), rows)
+
+
+def _attributes(cls: type) -> list[str]:
+    """The attributes that a constructor sets."""
+    own = inspect.getsource(vars(cls)["__init__"]) if "__init__" in vars(cls) else ""
+    return list(dict.fromkeys(name for name in re.findall(r"self\.(\w+)(?=[ ,]*(?:= |self\.))", own)))
 
 
 def commands() -> str:
@@ -116,7 +127,8 @@ def methods(name: str) -> str:
             continue
         twin = f"`a{each}`" if f"a{each}" in public else ""
         first = re.split(r"(?<=\.)\s|\n\n", inspect.getdoc(member) or "")[0].replace("\n", " ")
-        owner = _MANUAL if name == "Session" and each in _BY_HAND else path
+        is_by_hand = name == "Session" and getattr(member, "__module__", "") == _MANUAL.rpartition(".")[0]
+        owner = _MANUAL if is_by_hand else path
         rows.append((f"[`{each}`][{owner}.{each}]", twin, _escaped(first)))
     return table(("", "for asyncio", ""), rows)
 
@@ -154,7 +166,9 @@ def _of_column(value: str, field: str) -> str:
 def _type(hint: Any) -> str:
     text = hint.__name__ if isinstance(hint, type) and not getattr(hint, "__args__", ()) else str(hint)
     text = re.sub(r"typing\.|datetime\.(?=datetime|timedelta)|session_middleware\.models\.|NoneType", "", text)
-    return re.sub(r"Annotated\[(\w+), .*?\)\]", r"\1", text)
+    text = re.sub(r"Annotated\[(\w+), .*?\)\]", r"\1", text)
+    text = re.sub(r"Literal\[(.*?)\]", lambda values: values[1].replace("', '", "' or '"), text)
+    return text.replace(" | ", " or ")
 
 
 EXTRAS = {  # what each extra is for
