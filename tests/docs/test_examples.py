@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
 from session_middleware import Sessions
 from session_middleware.models import utc_now
@@ -77,3 +78,54 @@ def test_the_cleaning_job_archives_what_is_due_and_reports_a_damaged_file(
         run("cleaning_job", "missing.db", "backups", monkeypatch=monkeypatch)
     assert ended.value.code == 2
     assert not Path("missing.db").exists()
+
+
+def test_the_supervisor_waits_for_a_person_of_the_team(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("supervisor", monkeypatch=monkeypatch)
+    assert "1 open questions, runs: erin waiting\n" in capsys.readouterr().out
+    run("supervisor", monkeypatch=monkeypatch)
+    printed = capsys.readouterr().out
+    assert "0 open questions, runs: erin waiting, bob ok\n" in printed
+    assert "cashier: Paid 240 euros." in printed
+    assert "{'approved': True} by bob" in printed
+
+
+def test_the_chat_app_streams_edits_and_keeps_two_users_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHAT_DB", "chat.db")
+    names = runpy.run_path(str(EXAMPLES / "chat_app.py"))
+    with TestClient(names["app"]) as client:
+        alice, bob = {"X-User": "alice"}, {"X-User": "bob"}
+        chat = client.post("/chats", headers=alice).json()["id"]
+        with client.stream("POST", f"/chats/{chat}", json={"text": "Hello!"}, headers=alice) as answer:
+            parts = list(answer.iter_text())
+        assert "".join(parts) == "You said: Hello! This is message 2 of our chat."
+        [asked, answered] = client.get(f"/chats/{chat}", headers=alice).json()
+        assert (asked["text"], answered["role"]) == ("Hello!", "assistant")
+        assert client.get("/chats", headers=alice).json()[0]["title"] == "Hello!"
+
+        edited = client.post(f"/chats/{chat}/messages/{asked['id']}", json={"text": "Good day!"}, headers=alice)
+        assert edited.text == "You said: Good day! This is message 2 of our chat."
+        [asked, _] = client.get(f"/chats/{chat}", headers=alice).json()
+        assert (asked["version"], len(asked["branches"])) == (2, 2)
+        client.post(f"/chats/{chat}/branch", json={"branch": asked["branches"][0]}, headers=alice)
+        assert client.get(f"/chats/{chat}", headers=alice).json()[0]["text"] == "Hello!"
+        assert client.post(f"/chats/{chat}/regenerate", headers=alice).text.startswith("You said: Hello!")
+
+        assert client.get("/chats", headers=bob).json() == []
+        for method, path in (("GET", ""), ("POST", ""), ("POST", "/regenerate"), ("DELETE", "")):
+            json = {"text": "hi", "branch": "main"} if method == "POST" else None
+            assert client.request(method, f"/chats/{chat}{path}", json=json, headers=bob).status_code == 404
+        assert client.get("/chats").status_code == 422
+        assert client.delete(f"/chats/{chat}", headers=alice).status_code == 204
+        assert client.get("/chats", headers=alice).json() == []
+        assert "fetch(path" in client.get("/").text
+
+
+@pytest.mark.slow
+def test_the_calls_of_two_mcp_servers_are_one_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    run("mcp_tools", monkeypatch=monkeypatch)
+    with Sessions("trip.db") as sessions:
+        calls = sessions.get("trip").tool_calls()
+    assert [(call.name, call.status) for call in calls] == [("forecast", "ok"), ("book", "ok"), ("book", "interrupted")]
