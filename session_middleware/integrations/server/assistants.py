@@ -22,6 +22,7 @@ from starlette.responses import Response
 from session_middleware.integrations.server.containment import contains
 from session_middleware.integrations.server.identity import CurrentCaller
 from session_middleware.integrations.server.problems import problems
+from session_middleware.integrations.server.request_types import Limit, Offset
 from session_middleware.integrations.server.serialization import StateResponse
 from session_middleware.integrations.server.server_state import CurrentServer, Server
 
@@ -82,8 +83,8 @@ class AssistantFilter(BaseModel):
 
 
 class AssistantSearch(AssistantFilter):
-    limit: int | None = Field(10, ge=1, le=1000)
-    offset: int | None = Field(0, ge=0)
+    limit: Limit = 10
+    offset: Offset = 0
     sort_by: Literal["assistant_id", "created_at", "updated_at", "name", "graph_id"] | None = None
     sort_order: Literal["asc", "desc"] | None = None
     select: list[AssistantField] | None = None
@@ -100,6 +101,21 @@ class AssistantShown(BaseModel):
     version: int
     created_at: datetime
     updated_at: datetime
+
+
+class AssistantPart(BaseModel):
+    """An assistant, of which only the selected fields are there."""
+
+    assistant_id: str | None = None
+    graph_id: str | None = None
+    name: str | None = None
+    description: str | None = None
+    config: dict[str, Any] | None = None
+    context: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+    version: int | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
 
 
 class GraphSchemas(BaseModel):
@@ -147,7 +163,7 @@ def _matching(server: Server, wanted: AssistantFilter) -> list[dict[str, Any]]:
 router = APIRouter(prefix="/assistants", tags=["assistants"], responses=problems(404, 422))
 
 
-@router.post("/search", response_model=list[AssistantShown])
+@router.post("/search", response_model=list[AssistantPart])
 async def search_assistants(server: CurrentServer, _: CurrentCaller, wanted: AssistantSearch) -> Response:
     """The graphs of this server."""
     found = _matching(server, wanted)
@@ -191,7 +207,7 @@ async def draw_assistant(
     server: CurrentServer,
     _: CurrentCaller,
     assistant_id: str,
-    xray: Annotated[bool | Annotated[int, Field(ge=1)], Query()] = False,
+    xray: Annotated[bool | Annotated[int, Field(ge=0)], Query()] = False,
 ) -> dict[str, Any]:
     """The nodes and edges of the graph; with `xray` those of its subgraphs too, or of so many levels of them."""
     graph = get_assistant(server, assistant_id).graph

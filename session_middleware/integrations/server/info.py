@@ -8,6 +8,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from session_middleware import __version__
+from session_middleware.integrations.server.identity import CurrentCaller
+from session_middleware.integrations.server.problems import problems
 
 router = APIRouter(tags=["server"])
 
@@ -30,8 +32,8 @@ async def ok() -> Ok:
     return Ok()
 
 
-@router.get("/info")
-async def info() -> Info:
-    """The server. Everybody may ask."""
+@router.get("/info", responses=problems())
+async def info(_: CurrentCaller) -> Info:
+    """The server, for its callers."""
     flags = {"assistants": True, "crons": False, "langsmith": False}
     return Info(version=__version__, langgraph_py_version=version("langgraph"), flags=flags)

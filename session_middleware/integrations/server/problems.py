@@ -8,11 +8,15 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.routing import Match
+
+from session_middleware.integrations.fastapi_errors import STATUSES
 
 _MOST_SHOWN = 3  # of the faults of one request
-_LONGEST = 200  # characters of one of them, which may repeat what the request says
+_LONGEST = 300  # characters of one of them, which may repeat what the request says
 
 
 class Problem(BaseModel):
@@ -41,8 +45,25 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def add_validation_handler(app: FastAPI) -> None:
-    """Answer a request that is not as its route declares by 422 and a sentence."""
+    """Answer a request that is not valid by 422 and a sentence about what it says."""
     app.add_exception_handler(RequestValidationError, _respond)
+    for kind, status in STATUSES.items():
+        if status == 422:  # the sentences of the others may name what only the host may know
+            app.add_exception_handler(kind, _respond_to_argument)
+
+    app.add_exception_handler(405, _respond_to_method)
+
+
+async def _respond_to_method(request: Request, error: Exception) -> JSONResponse:
+    """Name the methods of all routes of the path, of which Starlette knows those of the first only."""
+    assert isinstance(error, HTTPException)
+    matching = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    shown = {method for route in matching if getattr(route, "include_in_schema", False) for method in route.methods}
+    return JSONResponse({"detail": error.detail}, 405, headers={"Allow": ", ".join(sorted(shown))})
+
+
+async def _respond_to_argument(_: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": type(error).__name__, "detail": _shortened(str(error))}, 422)
 
 
 async def _respond(_: Request, error: Exception) -> JSONResponse:
@@ -54,4 +75,8 @@ async def _respond(_: Request, error: Exception) -> JSONResponse:
 def _sentence(fault: Mapping[str, Any]) -> str:
     place = ".".join(str(part) for part in fault["loc"] if part not in ("body", "query", "path", "header"))
     text = fault["msg"][:1].lower() + fault["msg"][1:]
-    return (f"{place}: {text}" if place else text)[:_LONGEST].encode(errors="replace").decode()
+    return _shortened(f"{place}: {text}" if place else text)
+
+
+def _shortened(text: str) -> str:
+    return text[:_LONGEST].encode(errors="replace").decode()

@@ -13,30 +13,33 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query
 from langgraph.store.base import BaseStore, Item
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StrictBool
 from starlette.responses import Response
 
 from session_middleware.errors import MemoryAccessDenied, SessionError, UnserializableValue
 from session_middleware.integrations.server.identity import Access, CurrentCaller
 from session_middleware.integrations.server.problems import problems
+from session_middleware.integrations.server.request_types import Limit, Offset
 from session_middleware.integrations.server.serialization import StateResponse
 
 router = APIRouter(prefix="/store", tags=["store"], responses=problems(422))
 
-Namespace = list[str]
-Limit = Annotated[int | None, Field(ge=1, le=1000)]
-Offset = Annotated[int | None, Field(ge=0)]
+_JOINED = r"^[^.\x00]+(\.[^.\x00]+)*$"  # a namespace in a query
+_LONGEST = 36_525 * 24 * 60  # minutes
+
+Label = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
+Namespace = list[Label]
 
 
 class ItemKey(BaseModel):
-    namespace: Namespace
+    namespace: Annotated[Namespace, Field(min_length=1)]
     key: str
 
 
 class ItemPut(ItemKey):
     value: dict[str, Any]
-    index: Annotated[bool, Field(description="false: excluded from searches")] | list[str] | None = None
-    ttl: float | None = None  # minutes
+    index: Annotated[StrictBool, Field(description="false: excluded from searches")] | list[str] | None = None
+    ttl: Annotated[float, Field(ge=1 / 60, le=_LONGEST)] | None = None  # minutes
 
 
 class ItemSearch(BaseModel):
@@ -45,7 +48,7 @@ class ItemSearch(BaseModel):
     limit: Limit = 10
     offset: Offset = 0
     query: str | None = None
-    refresh_ttl: bool | None = None
+    refresh_ttl: StrictBool | None = None
 
 
 class NamespaceSearch(BaseModel):
@@ -111,7 +114,7 @@ async def put_item(access: Access, caller: CurrentCaller, given: ItemPut) -> Non
 async def get_item(
     access: Access,
     caller: CurrentCaller,
-    namespace: Annotated[str, Query(description="its labels, with periods between them")],
+    namespace: Annotated[str, Query(description="its labels, with periods between them", pattern=_JOINED)],
     key: str,
     refresh_ttl: bool | None = None,
 ) -> Response:

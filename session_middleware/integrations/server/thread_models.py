@@ -5,13 +5,17 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, StrictBool, field_validator
 
+from session_middleware.integrations.server.request_types import Id, Limit, Metadata, Offset
 from session_middleware.integrations.server.thread_fields import ThreadStatus, Time
 
-Metadata = dict[str, Any]
-Limit = Annotated[int | None, Field(ge=1, le=1000)]
-Minutes = Annotated[float, Field(gt=0, le=36_525 * 24 * 60)]  # 100 years
+Minutes = Annotated[float, Field(ge=1 / 60, le=36_525 * 24 * 60)]  # a second to 100 years
+
+Alias = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Path = Annotated[  # such as "values.messages[-1].content"
+    str, Field(pattern=r"^(values|metadata|config|interrupts)(\.[^.\[\]]+|\[-?[0-9]{1,9}\])*$")
+]
 
 ThreadField = Literal[
     "thread_id", "created_at", "updated_at", "state_updated_at", "metadata", "config", "status", "values", "interrupts",
@@ -49,7 +53,7 @@ class Superstep(BaseModel):
 
 
 class ThreadCreate(HasTimeToLive):
-    thread_id: str | None = None
+    thread_id: Id | None = None
     metadata: Metadata | None = None
     if_exists: Literal["raise", "do_nothing"] | None = None
     supersteps: list[Superstep] | None = None
@@ -68,13 +72,13 @@ class ThreadFilter(BaseModel):
 
 
 class ThreadSearch(ThreadFilter):
-    ids: Annotated[list[str], Field(max_length=1000)] | None = None
+    ids: Annotated[list[Id], Field(max_length=1000)] | None = None
     limit: Limit = 10
-    offset: Annotated[int | None, Field(ge=0)] = 0
+    offset: Offset = 0
     sort_by: Literal["thread_id", "status", "created_at", "updated_at", "state_updated_at"] | None = None
     sort_order: Literal["asc", "desc"] | None = None
     select: list[ThreadField] | None = None
-    extract: Annotated[dict[str, str], Field(max_length=10)] | None = None  # paths such as "values.messages[-1]"
+    extract: Annotated[dict[Alias, Path], Field(max_length=10)] | None = None
 
     @field_validator("sort_order", mode="before")
     @classmethod
@@ -83,7 +87,7 @@ class ThreadSearch(ThreadFilter):
 
 
 class ThreadPrune(BaseModel):
-    thread_ids: Annotated[list[str], Field(max_length=1000)]
+    thread_ids: Annotated[list[Id], Field(max_length=1000)]
     strategy: Literal["delete", "keep_latest"] = "delete"
 
 
@@ -98,7 +102,7 @@ class CheckpointNamed(BaseModel):
 
 class StateAtCheckpoint(BaseModel):
     checkpoint: CheckpointNamed
-    subgraphs: bool = False
+    subgraphs: StrictBool = False
     select: list[str] | None = None
 
 

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import orjson
-from fastapi import HTTPException
 
 from session_middleware import Session, Sessions
 from session_middleware.integrations.server.containment import contains
@@ -22,8 +21,6 @@ from session_middleware.models import SessionOrder
 from session_middleware.user_sessions import UserSessions
 
 _PAGE = 200
-_ROOTS = {"values", "metadata", "config", "interrupts"}
-_ALIAS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(-?\d{1,9})\]")
 
 
@@ -117,25 +114,16 @@ def _plain(value: Any) -> Any:
 # Values at paths
 
 
-def checked_paths(extract: Mapping[str, str]) -> dict[str, list[str | int]]:
-    """The steps of each path. Raises `HTTPException` 422."""
-    found = {}
-    for alias, path in extract.items():
-        if not _ALIAS.fullmatch(alias) or alias in ThreadSearch.model_fields:
-            raise HTTPException(422, "extract: a name consists of letters, digits and underscores")
-        root = re.split(r"[.\[]", path, maxsplit=1)[0]
-        steps, rest = _STEP.findall(path[len(root) :]), _STEP.sub("", path[len(root) :])
-        if root not in _ROOTS or rest:
-            example = "values.messages[-1].content"
-            raise HTTPException(422, f"extract: a path begins with one of {sorted(_ROOTS)}, as {example} does")
-        found[alias] = [root, *(name or int(index) for name, index in steps)]
-    return found
+def steps_of(path: str) -> list[str | int]:
+    """The keys and indexes of a path such as ``values.messages[-1]``."""
+    return [int(index) if index else name for name, index in _STEP.findall(f".{path}")]
 
 
-def extracted(thread: Mapping[str, Any], paths: Mapping[str, list[str | int]]) -> dict[str, Any]:
+async def extracted(server: Server, session: Session, paths: Mapping[str, str]) -> dict[str, Any]:
     """The values at the paths; ``None`` where there is none."""
-    document = _plain(thread)
-    return {alias: _value_at(document, steps) for alias, steps in paths.items()}
+    steps = {alias: steps_of(path) for alias, path in paths.items()}
+    document = _plain(await thread_json(server, session, fields={str(each[0]) for each in steps.values()}))
+    return {alias: _value_at(document, each) for alias, each in steps.items()}
 
 
 def _value_at(value: Any, steps: list[str | int]) -> Any:

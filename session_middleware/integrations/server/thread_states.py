@@ -15,6 +15,7 @@ from session_middleware import Session
 from session_middleware.errors import SessionBusy, SessionError
 from session_middleware.integrations.server.identity import Access
 from session_middleware.integrations.server.problems import problems
+from session_middleware.integrations.server.request_types import Id
 from session_middleware.integrations.server.serialization import (
     StateResponse,
     checkpoint_json,
@@ -79,7 +80,7 @@ async def _state(
 
 @router.get("/state", response_model=ThreadState)
 async def read_latest_state(
-    server: CurrentServer, access: Access, thread_id: str, subgraphs: bool = False, select: Select = None
+    server: CurrentServer, access: Access, thread_id: Id, subgraphs: bool = False, select: Select = None
 ) -> Response:
     """The latest state, with `subgraphs` those of the subgraphs that are waiting too."""
     session = await access.aget(thread_id)
@@ -90,8 +91,8 @@ async def read_latest_state(
 async def read_state_at(
     server: CurrentServer,
     access: Access,
-    thread_id: str,
-    checkpoint_id: str,
+    thread_id: Id,
+    checkpoint_id: Id,
     subgraphs: bool = False,
     select: Select = None,
 ) -> Response:
@@ -101,7 +102,7 @@ async def read_state_at(
 
 
 @router.post("/state/checkpoint", response_model=ThreadState)
-async def read_state_of(server: CurrentServer, access: Access, thread_id: str, given: StateAtCheckpoint) -> Response:
+async def read_state_of(server: CurrentServer, access: Access, thread_id: Id, given: StateAtCheckpoint) -> Response:
     """The state at a checkpoint, also of a subgraph."""
     session = await access.aget(thread_id)
     named = given.checkpoint.model_dump()
@@ -109,7 +110,7 @@ async def read_state_of(server: CurrentServer, access: Access, thread_id: str, g
 
 
 @router.post("/state", response_model=StateChanged)
-async def update_state(server: CurrentServer, access: Access, thread_id: str, given: StateChange) -> Response:
+async def update_state(server: CurrentServer, access: Access, thread_id: Id, given: StateChange) -> Response:
     """Write to the state as a node would, at the latest checkpoint or an earlier one, which begins a branch."""
     session = await access.aget(thread_id)
     if session.is_running:
@@ -128,9 +129,9 @@ async def update_state(server: CurrentServer, access: Access, thread_id: str, gi
 async def read_history(
     server: CurrentServer,
     access: Access,
-    thread_id: str,
+    thread_id: Id,
     limit: Annotated[int, Query(ge=1, le=1000)] = 10,
-    before: str | None = None,
+    before: Id | None = None,
     select: Select = None,
 ) -> Response:
     """The states of a thread, latest first."""
@@ -139,7 +140,7 @@ async def read_history(
 
 
 @router.post("/history", response_model=list[ThreadState])
-async def search_history(server: CurrentServer, access: Access, thread_id: str, wanted: HistorySearch) -> Response:
+async def search_history(server: CurrentServer, access: Access, thread_id: Id, wanted: HistorySearch) -> Response:
     """The states of a thread or of a subgraph, latest first."""
     return await _history(server, await access.aget(thread_id), wanted)
 

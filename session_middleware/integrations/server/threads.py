@@ -14,8 +14,9 @@ from session_middleware.integrations.server import thread_search
 from session_middleware.integrations.server.assistants import page_headers
 from session_middleware.integrations.server.identity import Access, Caller, CurrentCaller
 from session_middleware.integrations.server.problems import problems
+from session_middleware.integrations.server.request_types import Id
 from session_middleware.integrations.server.serialization import StateResponse
-from session_middleware.integrations.server.server_state import CurrentServer
+from session_middleware.integrations.server.server_state import CurrentServer, Server
 from session_middleware.integrations.server.thread_fields import details_of, thread_json
 from session_middleware.integrations.server.thread_models import (
     Pruned,
@@ -62,23 +63,29 @@ async def create_thread(server: CurrentServer, access: Access, caller: CurrentCa
                 raise
             found = await access.aget(given.thread_id)  # another request has opened it meanwhile
         else:
-            await apply_supersteps(server, found, given.supersteps or [])
+            await _apply_supersteps(server, found, given)
     return StateResponse(await thread_json(server, await access.aget(found.id)))
+
+
+async def _apply_supersteps(server: Server, session: Session, given: ThreadCreate) -> None:
+    """Write the states of another thread. The thread is deleted again if the graph refuses them."""
+    try:
+        await apply_supersteps(server, session, given.supersteps or [])
+    except HTTPException:
+        await session.adelete()
+        raise
 
 
 @router.post("/search", response_model=list[ThreadPart])
 async def search_threads(server: CurrentServer, access: Access, wanted: ThreadSearch) -> Response:
     """The caller's threads, latest activity first."""
-    paths = thread_search.checked_paths(wanted.extract or {})
     page, has_more = await thread_search.search(server, access, wanted)
     fields: list[str] = [*(wanted.select or ())]
     found = []
     for session in page:
         shown = await thread_json(server, session, fields=fields)
-        if paths:
-            roots = {str(steps[0]) for steps in paths.values()}
-            whole = shown if roots <= shown.keys() else await thread_json(server, session, fields=roots)
-            shown["extracted"] = thread_search.extracted(whole, paths)
+        if wanted.extract:
+            shown["extracted"] = await thread_search.extracted(server, session, wanted.extract)
         found.append(shown)
     return StateResponse(found, headers=page_headers((wanted.offset or 0) + len(found), has_more=has_more))
 
@@ -110,7 +117,7 @@ async def prune_threads(access: Access, given: ThreadPrune) -> Pruned:
 async def read_thread(
     server: CurrentServer,
     access: Access,
-    thread_id: str,
+    thread_id: Id,
     include: Annotated[str, Query(description="`ttl`: with the time to live")] = "",
 ) -> Response:
     """A thread with its latest values."""
@@ -123,7 +130,7 @@ async def read_thread(
 async def update_thread(
     server: CurrentServer,
     access: Access,
-    thread_id: str,
+    thread_id: Id,
     given: ThreadPatch,
     prefer: Annotated[str | None, Header()] = None,
 ) -> Response:
@@ -137,7 +144,7 @@ async def update_thread(
 
 
 @router.delete("/{thread_id}", status_code=204, responses=_OF_ONE)
-async def delete_thread(access: Access, thread_id: str) -> None:
+async def delete_thread(access: Access, thread_id: Id) -> None:
     """Delete a thread with its state, record and memories."""
     deleted = await access.adelete(thread_id)
     if not any(deleted):
@@ -145,7 +152,7 @@ async def delete_thread(access: Access, thread_id: str) -> None:
 
 
 @router.post("/{thread_id}/copy", response_model=Thread, responses=_OF_ONE)
-async def copy_thread(server: CurrentServer, access: Access, thread_id: str) -> Response:
+async def copy_thread(server: CurrentServer, access: Access, thread_id: Id) -> Response:
     """Fork a session with its whole history. The copy has a new id."""
     session = await access.aget(thread_id)
     copy = await session.afork(id=str(uuid4()))

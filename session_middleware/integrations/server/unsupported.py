@@ -1,4 +1,4 @@
-"""Parts of LangGraph's API that this server does not have. They answer 501 and a sentence that says what to do."""
+"""Parts of LangGraph's API that this server does not have. They answer with a sentence that says what to do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ async def _refuse_crons() -> NoReturn:
 
 
 async def _refuse_changes() -> NoReturn:
-    raise HTTPException(501, "the assistants are the graphs that the server was started with; change them there")
+    sentence = "the assistants are the graphs that the server was started with; change them there"
+    raise HTTPException(405, sentence)
 
 
 for _path in _CRONS:

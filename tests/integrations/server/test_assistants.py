@@ -7,7 +7,13 @@ from collections.abc import Iterator
 import pytest
 from langgraph_sdk import get_sync_client
 from langgraph_sdk.client import SyncLangGraphClient
-from langgraph_sdk.errors import AuthenticationError, InternalServerError, NotFoundError, UnprocessableEntityError
+from langgraph_sdk.errors import (
+    APIStatusError,
+    AuthenticationError,
+    InternalServerError,
+    NotFoundError,
+    UnprocessableEntityError,
+)
 
 AGENT_ID = "fe096781-5601-53d2-b2f6-0d3403f7e9ca"  # as LangGraph's server gives it to each graph that is named "agent"
 
@@ -66,10 +72,11 @@ def test_what_the_server_does_not_have_is_refused_in_a_sentence(client: SyncLang
         lambda: client.assistants.update("agent", name="x"),
         lambda: client.assistants.delete("agent"),
     ):
-        with pytest.raises(InternalServerError, match="the graphs that the server was started with") as refused:
+        with pytest.raises(APIStatusError, match="the graphs that the server was started with") as changed:
             change()
-        assert refused.value.status_code == 501
-    with pytest.raises(InternalServerError, match="this server has no crons"):
+        assert changed.value.status_code == 405
+    with pytest.raises(InternalServerError, match="this server has no crons") as refused:
         client.crons.create("agent", schedule="* * * * *")
+    assert refused.value.status_code == 501
     with get_sync_client(url=served) as nobody, pytest.raises(AuthenticationError):
         nobody.assistants.search()
