@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.routing import Match
+from starlette.routing import compile_path
 
 from session_middleware.integrations.fastapi_errors import STATUSES
 
@@ -57,9 +57,10 @@ def add_validation_handler(app: FastAPI) -> None:
 async def _respond_to_method(request: Request, error: Exception) -> JSONResponse:
     """Name the methods of all routes of the path, of which Starlette knows those of the first only."""
     assert isinstance(error, HTTPException)
-    matching = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
-    shown = {method for route in matching if getattr(route, "include_in_schema", False) for method in route.methods}
-    return JSONResponse({"detail": error.detail}, 405, headers={"Allow": ", ".join(sorted(shown))})
+    path, paths = request.scope["path"].removeprefix(request.scope["root_path"]), request.app.openapi()["paths"]
+    found = [path] if path in paths else [each for each in paths if compile_path(each)[0].match(path)]
+    allowed = sorted({method.upper() for each in found for method in paths[each]})
+    return JSONResponse({"detail": error.detail}, 405, headers={"Allow": ", ".join(allowed)})
 
 
 async def _respond_to_argument(_: Request, error: Exception) -> JSONResponse:

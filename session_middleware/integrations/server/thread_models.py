@@ -113,9 +113,15 @@ class StateChange(BaseModel):
     checkpoint_id: str | None = None
 
 
+class ConfigNamed(BaseModel):
+    """A checkpoint as the config of a graph names it, which the JavaScript client sends."""
+
+    configurable: CheckpointNamed
+
+
 class HistorySearch(BaseModel):
     limit: Limit = 10
-    before: str | CheckpointNamed | None = None
+    before: str | ConfigNamed | CheckpointNamed | None = None
     metadata: Metadata | None = None
     checkpoint: CheckpointNamed | None = None
     select: list[str] | None = None

@@ -31,6 +31,7 @@ from session_middleware.integrations.server.thread_fields import (
     read_state,
 )
 from session_middleware.integrations.server.thread_models import (
+    ConfigNamed,
     GivenUpdate,
     HistorySearch,
     StateAtCheckpoint,
@@ -150,7 +151,7 @@ async def _history(server: Server, session: Session, wanted: HistorySearch) -> R
     config = config_of(session, checkpoint | {"checkpoint_ns": checkpoint.get("checkpoint_ns") or ""})
     before = None
     if wanted.before is not None:
-        at = wanted.before
+        at = wanted.before.configurable if isinstance(wanted.before, ConfigNamed) else wanted.before
         before = config_of(session, {"checkpoint_id": at} if isinstance(at, str) else at.model_dump())
     limits: Any = {"filter": wanted.metadata, "before": before, "limit": wanted.limit or 10}
     assistant = find_assistant_of(server, session)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from langgraph_sdk import get_sync_client
 from langgraph_sdk.client import SyncLangGraphClient
@@ -115,6 +116,8 @@ def test_the_state_is_read_now_and_at_each_checkpoint(client: SyncLangGraphClien
     assert threads.get_state(thread_id, checkpoint_id=second["checkpoint_id"]) == second  # type: ignore[typeddict-item]
     assert threads.get_history(thread_id, before=second["checkpoint"]) == history[3:]
     assert threads.get_history(thread_id, before=second["checkpoint"]["checkpoint_id"]) == history[3:]
+    by_config: Any = {"configurable": second["checkpoint"]}  # as the JavaScript client has it
+    assert threads.get_history(thread_id, before=by_config) == history[3:]
     assert threads.get_history(thread_id, limit=1, metadata={"step": second["metadata"]["step"]}) == [second]  # type: ignore[index]
     assert threads.get_state(thread_id, select=["next", "values.messages"]).keys() == {"values", "next"}  # type: ignore[list-item]
     assert threads.get_history(thread_id, select=["next"])[0] == {"next": []}
@@ -243,7 +246,7 @@ def test_an_operator_has_access_to_all_threads_and_owns_new_ones(client: SyncLan
     assert len(texts(client.threads.get_state(thread_id))) == 3
 
 
-def test_what_a_client_cannot_mean_is_refused_in_a_sentence(client: SyncLangGraphClient) -> None:
+def test_what_a_client_cannot_mean_is_refused_in_a_sentence(client: SyncLangGraphClient, served: str) -> None:
     for wrong in ("a\0b", "x" * 2000):
         for call in (client.threads.create, client.threads.get):
             with pytest.raises(UnprocessableEntityError):
@@ -252,6 +255,8 @@ def test_what_a_client_cannot_mean_is_refused_in_a_sentence(client: SyncLangGrap
         client.threads.search(limit=0)
     with pytest.raises(UnprocessableEntityError, match="select"):
         client.threads.search(select=["other"])  # type: ignore[list-item]
+    refused = httpx.request("PUT", f"{served}/threads/{UNKNOWN}", headers={"x-user": "alice"})
+    assert (refused.status_code, refused.headers["allow"]) == (405, "DELETE, GET, PATCH")
     with pytest.raises(UnprocessableEntityError, match="metadata"):
         client.threads.update(UNKNOWN, metadata=[1])  # type: ignore[arg-type]
 
