@@ -4,6 +4,7 @@
 # make check   format, lint, types, and whether the site can be built
 # make site    build the documentation as web pages into .site
 # make fix     format, and mend what the linter can
+# make package build the wheel, and use it in a fresh environment of each Python that this machine has
 # make bench   print the figures, each against a named peer in the same run
 # make faults  the fault tests with many rounds
 # make floors  the core of the tests with the lowest releases that pyproject.toml allows
@@ -37,7 +38,7 @@ CORE   := \
 
 export NO_MKDOCS_2_WARNING = 1 # an advertisement of its theme
 
-.PHONY: demo test test-postgres check site fix bench faults floors docs clean
+.PHONY: demo test test-postgres check site fix package bench faults floors docs clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python examples/tour.py
@@ -62,6 +63,9 @@ site: $(VENV)/dev.stamp
 fix: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+package: $(VENV)/dev.stamp
+	$(BIN)/python .ci/package
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.run

@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def converse(path: Path) -> None:
-    print("1. Three lines give a LangGraph agent sessions")
+    heading("1. Three lines give a LangGraph agent sessions")
     print('   sessions = Sessions("tour.db", idle_timeout="30m")')
     print("   agent = sessions.attach(graph)")
     print(f'   agent.invoke({{"messages": "..."}}, sessions.config("{THREAD}", user_id="ada"))')
@@ -108,7 +108,7 @@ def converse(path: Path) -> None:
 
 
 def kill(path: Path) -> None:
-    print("\n2. kill -9 in the middle of a tool call")
+    heading("2. kill -9 in the middle of a tool call")
     command = [sys.executable, __file__, "worker", str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -132,7 +132,7 @@ def work(path: Path) -> None:
 
 
 def resume(path: Path) -> None:
-    print("\n3. Another process resumes the thread by its id: agent.invoke(None, config)")
+    heading("3. Another process resumes the thread by its id: agent.invoke(None, config)")
     with Sessions(path, idle_timeout="30m") as sessions:
         agent = sessions.attach(build_graph("Done: 42.90 euros are on their way."))
         state = agent.invoke(None, sessions.config(THREAD, user_id="ada"))
@@ -140,7 +140,7 @@ def resume(path: Path) -> None:
 
 
 def query(path: Path) -> None:
-    print("\n4. Every message and tool call is a row; a call is recorded before it runs")
+    heading("4. Every message and tool call is a row; a call is recorded before it runs")
     sql = "SELECT name, attempt, status, arguments, result FROM tool_calls ORDER BY seq"
     print(f"   {sql}")
     connection = sqlite3.connect(path)
@@ -150,7 +150,7 @@ def query(path: Path) -> None:
 
 
 def remember(path: Path) -> None:
-    print("\n5. Memory stays in its scope: a session, a user, a group, or everyone")
+    heading("5. Memory stays in its scope: a session, a user, a group, or everyone")
     with Sessions(path, idle_timeout="30m") as sessions:
         memory = sessions.get(THREAD).memory
         memory.remember("Ada prefers store credit", scope="user")
@@ -161,7 +161,7 @@ def remember(path: Path) -> None:
 
 
 def refuse(path: Path) -> None:
-    print("\n6. Another user is refused, and the record says so")
+    heading("6. Another user is refused, and the record says so")
     with Sessions(path, idle_timeout="30m") as sessions:
         agent = sessions.attach(build_graph("Of course! Ada's order is ..."))
         try:
@@ -173,7 +173,7 @@ def refuse(path: Path) -> None:
 
 
 def expire(path: Path) -> None:
-    print("\n7. Idle sessions expire (the clock is one hour ahead), and can be revived")
+    heading("7. Idle sessions expire (the clock is one hour ahead), and can be revived")
     with Sessions(path, idle_timeout="30m", clock=lambda: datetime.now(UTC) + timedelta(hours=1)) as sessions:
         ended = sessions.sweep()
         print("   sweep:", ", ".join(f"{each.session_id} ({each.reason})" for each in ended))
@@ -184,7 +184,7 @@ def expire(path: Path) -> None:
 
 
 def compare_sizes() -> None:
-    print(f"\n8. The file stays small: {TURNS} turns, answers of 2,000 characters")
+    heading(f"8. The file stays small: {TURNS} turns, answers of 2,000 characters")
     answers = [f"Answer {number}: " + f"{number} lorem ipsum " * 125 for number in range(TURNS)]
     with tempfile.TemporaryDirectory() as folder:
         theirs, ours = Path(folder, "theirs.db"), Path(folder, "ours.db")
@@ -197,6 +197,12 @@ def compare_sizes() -> None:
         )
     print(f"   LangGraph's SqliteSaver  {before:6.2f} MB")
     print(f"   session-middleware       {after:6.2f} MB, {before / after:.0f} times less, with the record")
+
+
+def heading(text: str) -> None:
+    """Bold in a terminal, in its own colour: readable on white and on black."""
+    is_bold = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(f"\n\033[1m{text}\033[0m" if is_bold else f"\n{text}")
 
 
 def chat(agent: Any, config: Any) -> None:
