@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sqlite3
 from pathlib import Path
@@ -120,6 +121,24 @@ def test_the_sql_of_the_dictionary_runs_and_finds_rows(tmp_path: Path) -> None:
     for sql in examples:
         assert connection.execute(sql).fetchall(), sql
     connection.close()
+
+
+def test_json_on_a_page_is_json_and_names_tables_that_exist() -> None:
+    found = {
+        path.name: [
+            json.loads(text) for text in re.findall(r"^```json\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+        ]
+        for path in DOCS.glob("*.md")
+    }
+    [metadata] = found["data_dictionary.md"]
+    for table, options in metadata["databases"]["copy"]["tables"].items():
+        columns = {
+            options.get("sort"),
+            options.get("sort_desc"),
+            options.get("label_column"),
+            *options.get("facets", ()),
+        }
+        assert columns - {None} <= set(dictionary.schema()[table])
 
 
 class _Anything(yaml.SafeLoader):
