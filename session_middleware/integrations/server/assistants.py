@@ -22,7 +22,7 @@ from starlette.responses import Response
 from session_middleware.integrations.server.containment import contains
 from session_middleware.integrations.server.identity import CurrentCaller
 from session_middleware.integrations.server.problems import problems
-from session_middleware.integrations.server.request_types import Limit, Offset
+from session_middleware.integrations.server.request_types import Document, Limit, Offset
 from session_middleware.integrations.server.serialization import StateResponse
 from session_middleware.integrations.server.server_state import CurrentServer, Server
 
@@ -77,7 +77,7 @@ AssistantField = Literal[
 
 
 class AssistantFilter(BaseModel):
-    metadata: dict[str, Any] | None = None
+    metadata: Document | None = None
     graph_id: str | None = None
     name: str | None = None  # a part of the name, without regard to case
 

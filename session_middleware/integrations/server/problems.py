@@ -74,9 +74,11 @@ async def _respond(_: Request, error: Exception) -> JSONResponse:
 
 
 def _sentence(fault: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in fault["loc"] if part not in ("body", "query", "path", "header"))
-    text = fault["msg"][:1].lower() + fault["msg"][1:]
-    return _shortened(f"{place}: {text}" if place else text)
+    if fault["type"] == "json_invalid":
+        return "the body is not JSON"
+    place = ".".join(str(part) for part in fault["loc"][1:]) or f"the {fault['loc'][0]}"
+    text = fault["msg"].removeprefix("Value error, ")
+    return _shortened(f"{place}: {text[:1].lower()}{text[1:]}")
 
 
 def _shortened(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from session_middleware.models import MAX_ID_LENGTH
 
@@ -15,9 +15,25 @@ def _no_bool(given: Any) -> Any:
     return given
 
 
+_MOST_LEVELS = 100  # of lists and dicts within each other; many more are too deep for encoders of JSON
+
+
+def _not_too_deep(given: Any) -> Any:
+    level, levels = [given], 0
+    while level:
+        levels += 1
+        if levels > _MOST_LEVELS + 1:
+            raise ValueError(f"input is nested more than {_MOST_LEVELS} levels deep")
+        inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [value for values in inner for value in values]
+    return given
+
+
 _Number = BeforeValidator(_no_bool)  # true and false are numbers of Python, and none of JSON
 
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH, pattern=r"^[^\x00]+$")]
-Metadata = dict[str, Any]
+Text = Annotated[str, Field(max_length=10_000, pattern=r"^[^\x00]*$")]  # a pattern refuses lone surrogates too
+Document = Annotated[dict[str, Any], AfterValidator(_not_too_deep)]
+Values = Annotated[dict[str, Any] | list[Any], AfterValidator(_not_too_deep)]  # of a state
 Limit = Annotated[int, Field(ge=1, le=1000), _Number] | None
 Offset = Annotated[int, Field(ge=0), _Number] | None

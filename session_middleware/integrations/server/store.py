@@ -19,7 +19,7 @@ from starlette.responses import Response
 from session_middleware.errors import MemoryAccessDenied, SessionError, UnserializableValue
 from session_middleware.integrations.server.identity import Access, CurrentCaller
 from session_middleware.integrations.server.problems import problems
-from session_middleware.integrations.server.request_types import Limit, Offset
+from session_middleware.integrations.server.request_types import Document, Limit, Offset
 from session_middleware.integrations.server.serialization import StateResponse
 
 router = APIRouter(prefix="/store", tags=["store"], responses=problems(422))
@@ -37,14 +37,14 @@ class ItemKey(BaseModel):
 
 
 class ItemPut(ItemKey):
-    value: dict[str, Any]
+    value: Document
     index: Annotated[StrictBool, Field(description="false: excluded from searches")] | list[str] | None = None
     ttl: Annotated[float, Field(ge=1 / 60, le=_LONGEST)] | None = None  # minutes
 
 
 class ItemSearch(BaseModel):
     namespace_prefix: Namespace
-    filter: dict[str, Any] | None = None
+    filter: Document | None = None
     limit: Limit = 10
     offset: Offset = 0
     query: str | None = None

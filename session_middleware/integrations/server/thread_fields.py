@@ -7,6 +7,7 @@ server has one graph, such a session is of this one.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +17,6 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.types import StateSnapshot
 
 from session_middleware import Session
-from session_middleware.errors import SessionError
 from session_middleware.integrations.server.assistants import Assistant, assistants_of, find_assistant
 from session_middleware.integrations.server.serialization import (
     NO_STATE,
@@ -25,6 +25,8 @@ from session_middleware.integrations.server.serialization import (
     snapshot_of,
 )
 from session_middleware.integrations.server.server_state import Server
+
+logger = logging.getLogger("session_middleware")
 
 ThreadStatus = Literal["idle", "busy", "interrupted", "error"]
 
@@ -181,10 +183,15 @@ async def read_state(
 
 
 async def _find_state(server: Server, session: Session) -> StateSnapshot | None:
-    """The latest state; ``None`` for a thread that has none, or whose state cannot be read."""
+    """The latest state; ``None`` for a thread that has none, or whose state cannot be read.
+
+    Such a thread must not hide the others of a list: it was deleted meanwhile, has expired for good or is damaged, or
+    its graph raises anything, as reducers do for the writes of an input that they cannot merge.
+    """
     try:
         state = await read_state(server, session, config_of(session))
-    except SessionError:  # it was deleted meanwhile, has expired for good, or is damaged; the others are still listed
+    except Exception as error:  # see above
+        logger.info("the state of session %r cannot be read", session.id, exc_info=error)
         return None
     return None if state.created_at is None else state
 

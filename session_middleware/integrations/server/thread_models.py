@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StrictBool, field_validator
 
-from session_middleware.integrations.server.request_types import Id, Limit, Metadata, Offset
+from session_middleware.integrations.server.request_types import Document, Id, Limit, Offset, Text, Values
 from session_middleware.integrations.server.thread_fields import ThreadStatus, Time
 
 Minutes = Annotated[float, Field(ge=1 / 60, le=36_525 * 24 * 60)]  # a second to 100 years
@@ -43,9 +43,9 @@ class HasTimeToLive(BaseModel):
 
 
 class GivenUpdate(BaseModel):
-    values: dict[str, Any] | list[Any] | None = None
-    command: dict[str, Any] | None = None  # of LangGraph: update, resume and goto
-    as_node: str
+    values: Values | None = None
+    command: Document | None = None  # of LangGraph: update, resume and goto
+    as_node: Text
 
 
 class Superstep(BaseModel):
@@ -54,20 +54,20 @@ class Superstep(BaseModel):
 
 class ThreadCreate(HasTimeToLive):
     thread_id: Id | None = None
-    metadata: Metadata | None = None
+    metadata: Document | None = None
     if_exists: Literal["raise", "do_nothing"] | None = None
     supersteps: list[Superstep] | None = None
 
 
 class ThreadPatch(HasTimeToLive):
-    metadata: Metadata | None = None
+    metadata: Document | None = None
 
 
 class ThreadFilter(BaseModel):
     """The threads that have all of this metadata, and whose state has all of these values."""
 
-    metadata: Metadata | None = None
-    values: Metadata | None = None
+    metadata: Document | None = None
+    values: Document | None = None
     status: ThreadStatus | None = None
 
 
@@ -94,10 +94,10 @@ class ThreadPrune(BaseModel):
 class CheckpointNamed(BaseModel):
     """A checkpoint as a thread's state names it; other keys are not read."""
 
-    thread_id: str | None = None
-    checkpoint_ns: str | None = None
-    checkpoint_id: str | None = None
-    checkpoint_map: dict[str, Any] | None = None
+    thread_id: Text | None = None
+    checkpoint_ns: Text | None = None
+    checkpoint_id: Text | None = None
+    checkpoint_map: Document | None = None
 
 
 class StateAtCheckpoint(BaseModel):
@@ -107,10 +107,10 @@ class StateAtCheckpoint(BaseModel):
 
 
 class StateChange(BaseModel):
-    values: dict[str, Any] | list[Any] | None = None
-    as_node: str | None = None
+    values: Values | None = None
+    as_node: Text | None = None
     checkpoint: CheckpointNamed | None = None
-    checkpoint_id: str | None = None
+    checkpoint_id: Text | None = None
 
 
 class ConfigNamed(BaseModel):
@@ -121,8 +121,8 @@ class ConfigNamed(BaseModel):
 
 class HistorySearch(BaseModel):
     limit: Limit = 10
-    before: str | ConfigNamed | CheckpointNamed | None = None
-    metadata: Metadata | None = None
+    before: Text | ConfigNamed | CheckpointNamed | None = None
+    metadata: Document | None = None
     checkpoint: CheckpointNamed | None = None
     select: list[str] | None = None
 
@@ -147,7 +147,7 @@ class Thread(BaseModel):
     created_at: datetime
     updated_at: datetime
     state_updated_at: datetime
-    metadata: Metadata
+    metadata: dict[str, Any]
     config: dict[str, Any]
     status: ThreadStatus
     values: Any
@@ -166,7 +166,7 @@ class ThreadPart(BaseModel):
     created_at: datetime | None = None
     updated_at: datetime | None = None
     state_updated_at: datetime | None = None
-    metadata: Metadata | None = None
+    metadata: dict[str, Any] | None = None
     config: dict[str, Any] | None = None
     status: ThreadStatus | None = None
     values: Any = None
@@ -198,7 +198,7 @@ class ThreadState(BaseModel):
     values: Any = None
     next: list[str] = []
     tasks: list[ThreadTask] = []
-    metadata: Metadata | None = None
+    metadata: dict[str, Any] | None = None
     created_at: str | None = None
     checkpoint: Checkpoint | None = None
     parent_checkpoint: Checkpoint | None = None

@@ -315,3 +315,34 @@ def test_a_thread_is_the_same_on_each_process_of_one_database(served_twice: tupl
         assert len(texts(other.threads.get_state(copy["thread_id"]))) == 3
         one.store.put_item(["user", "alice"], "k", {"n": 1})
         assert other.store.search_items(["user"] + ["alice"], filter={"n": 1})["items"][0]["key"] == "k"
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (b"{", "the body is not JSON"),
+        (b"[]", "the body: input should be"),
+        (b'{"metadata": {"a": ' + b"[" * 500 + b"]" * 500 + b"}}", "metadata: input is nested more than 100 levels"),
+        (b'{"ttl": {"ttl": -1}}', "ttl"),
+        (b'{"thread_id": "\\ud83d"}', "thread_id: input should be a valid string"),
+    ],
+)
+def test_a_body_that_cannot_be_meant_changes_nothing(served: str, body: bytes, sentence: str) -> None:
+    with httpx.Client(base_url=served, headers={"x-user": "careless", "content-type": "application/json"}) as http:
+        refused = http.post("/threads", content=body)
+        assert refused.status_code == 422
+        assert sentence in refused.json()["detail"]
+        assert http.post("/threads/search", json={}).json() == []
+
+
+def test_a_thread_whose_state_its_graph_cannot_read_is_listed_with_the_others(client: SyncLangGraphClient) -> None:
+    whole, thread_id = conversation(client, "hi", "hello"), client.threads.create(graph_id="agent")["thread_id"]
+    client.threads.update_state(thread_id, say("hi"), as_node="__input__")
+    with pytest.raises(UnprocessableEntityError, match="the graph refused it"):  # LangGraph has stored the write then
+        client.threads.update_state(thread_id, {"messages": [{"type": "remove"}]}, as_node="__start__")
+    with pytest.raises(UnprocessableEntityError, match="the graph refused it"):
+        client.threads.get_state(thread_id)
+    found = {each["thread_id"]: each["values"] for each in client.threads.search()}
+    assert found.keys() == {whole, thread_id}
+    assert found[thread_id] is None
+    client.threads.delete(thread_id)
