@@ -44,6 +44,14 @@ def tool_call(name: str, call_id: str, **arguments: Any) -> AIMessage:
     return AIMessage("", tool_calls=[{"name": name, "args": arguments, "id": call_id}])
 
 
+def priced(answer: AIMessage | str) -> AIMessage:
+    """The answer as a provider's model gives it, with its name and the tokens."""
+    message = AIMessage(answer) if isinstance(answer, str) else answer.model_copy()
+    message.usage_metadata = {"input_tokens": 420, "output_tokens": 60, "total_tokens": 480}
+    message.response_metadata = {"model_name": "gpt-5-mini"}
+    return message
+
+
 def build_graph(*answers: AIMessage | str, before_refund: Callable[[], None] = lambda: None) -> Any:
     """An agent with two tools, whose model gives these answers."""
 
@@ -59,7 +67,7 @@ def build_graph(*answers: AIMessage | str, before_refund: Callable[[], None] = l
         return f"order {order}: 42.90 euros refunded"
 
     tools = [read_policy, refund_order]
-    model = ScriptedModel(messages=iter(answers)).bind_tools(tools)
+    model = ScriptedModel(messages=map(priced, answers)).bind_tools(tools)
 
     def call_model(state: MessagesState) -> dict[str, Any]:
         return {"messages": [model.invoke(state["messages"])]}
@@ -82,7 +90,7 @@ def main() -> None:
         del os.environ[name]  # settings of your own would change what is shown
     path = Path(tempfile.mkdtemp(prefix="session-middleware-tour-"), "tour.db")
     os.chdir(path.parent)  # and so would those of a .env file
-    for section in (converse, kill, resume, query, remember, refuse, expire):
+    for section in (converse, kill, resume, query, edit, remember, refuse, expire):
         section(path)
     compare_sizes()
     print(f"\nThat took {time.monotonic() - began:.1f} seconds. The sessions are kept in")
@@ -147,10 +155,27 @@ def query(path: Path) -> None:
     for row in connection.execute(sql):
         print("  ", *(str(value)[:36] for value in row), sep=" | ")
     connection.close()
+    with Sessions(path, idle_timeout="30m") as sessions:
+        for one in sessions.usage(by="user"):
+            tokens = f"{one.input_tokens} + {one.output_tokens} tokens"
+            print(f"   {one.key}: {one.calls} calls of models, {tokens}, ${one.cost:.4f}")
+
+
+def edit(path: Path) -> None:
+    heading("5. A message can be edited; the conversation before the edit stays")
+    with Sessions(path, idle_timeout="30m") as sessions:
+        agent = sessions.attach(build_graph("Nothing was refunded. Shall I ask a colleague?"))
+        session = sessions.get(THREAD)
+        message_id = next(message.message_id for message in session.messages() if message.text == "Please refund it.")
+        agent.invoke(None, session.edit(message_id, "Is it refunded?"))
+        versions = session.siblings(message_id)
+        for branch in reversed(versions.branches):  # the older one is current at the end
+            texts = [message.text for message in session.switch(branch).messages() if message.text]
+            print(f"   {branch}: ... {' | '.join(texts[3:])}")
 
 
 def remember(path: Path) -> None:
-    heading("5. Memory stays in its scope: a session, a user, a group, or everyone")
+    heading("6. Memory stays in its scope: a session, a user, a group, or everyone")
     with Sessions(path, idle_timeout="30m") as sessions:
         memory = sessions.get(THREAD).memory
         memory.remember("Ada prefers store credit", scope="user")
@@ -161,7 +186,7 @@ def remember(path: Path) -> None:
 
 
 def refuse(path: Path) -> None:
-    heading("6. Another user is refused, and the record says so")
+    heading("7. Another user is refused, and the record says so")
     with Sessions(path, idle_timeout="30m") as sessions:
         agent = sessions.attach(build_graph("Of course! Ada's order is ..."))
         try:
@@ -173,7 +198,7 @@ def refuse(path: Path) -> None:
 
 
 def expire(path: Path) -> None:
-    heading("7. Idle sessions expire (the clock is one hour ahead), and can be revived")
+    heading("8. Idle sessions expire (the clock is one hour ahead), and can be revived")
     with Sessions(path, idle_timeout="30m", clock=lambda: datetime.now(UTC) + timedelta(hours=1)) as sessions:
         ended = sessions.sweep()
         print("   sweep:", ", ".join(f"{each.session_id} ({each.reason})" for each in ended))
@@ -184,7 +209,7 @@ def expire(path: Path) -> None:
 
 
 def compare_sizes() -> None:
-    heading(f"8. The file stays small: {TURNS} turns, answers of 2,000 characters")
+    heading(f"9. The file stays small: {TURNS} turns, answers of 2,000 characters")
     answers = [f"Answer {number}: " + f"{number} lorem ipsum " * 125 for number in range(TURNS)]
     with tempfile.TemporaryDirectory() as folder:
         theirs, ours = Path(folder, "theirs.db"), Path(folder, "ours.db")
