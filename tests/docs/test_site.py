@@ -7,6 +7,7 @@ import json
 import re
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -148,15 +149,16 @@ class _Anything(yaml.SafeLoader):
 _Anything.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: suffix)
 
 
-def test_the_navigation_leads_to_pages() -> None:
-    def pages(value: object) -> set[str]:
+def test_the_navigation_has_each_page_once() -> None:
+    def pages(value: Any) -> list[str]:
         if isinstance(value, str):
-            return {value}
-        return set().union(*map(pages, value.values() if isinstance(value, dict) else value))  # type: ignore[attr-defined]
+            return [value]
+        return [page for each in (value.values() if isinstance(value, dict) else value) for page in pages(each)]
 
     given = pages(yaml.load((ROOT / "mkdocs.yml").read_text(), _Anything)["nav"])
     there = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")} | set(hooks.generated_pages())
-    assert given <= there
+    assert len(given) == len(set(given))
+    assert set(given) == there
 
 
 def test_links_of_documents_lead_to_pages_of_the_site() -> None:
