@@ -32,6 +32,7 @@ def _not_too_deep(given: Any) -> Any:
 _Number = BeforeValidator(_no_bool)  # true and false are numbers of Python, and none of JSON
 
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH, pattern=r"^[^\x00]+$")]
+NewId = Annotated[Id, Field(pattern=r"^[^/\x00]+$")]  # a slash cannot be in a part of a path
 Text = Annotated[str, Field(max_length=10_000, pattern=r"^[^\x00]*$")]  # a pattern refuses lone surrogates too
 Document = Annotated[dict[str, Any], AfterValidator(_not_too_deep)]
 Values = Annotated[dict[str, Any] | list[Any], AfterValidator(_not_too_deep)]  # of a state

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StrictBool, field_validator
 
-from session_middleware.integrations.server.request_types import Document, Id, Limit, Offset, Text, Values
+from session_middleware.integrations.server.request_types import Document, Id, Limit, NewId, Offset, Text, Values
 from session_middleware.integrations.server.thread_fields import ThreadStatus, Time
 
 Minutes = Annotated[float, Field(ge=1 / 60, le=36_525 * 24 * 60)]  # a second to 100 years
@@ -53,7 +53,7 @@ class Superstep(BaseModel):
 
 
 class ThreadCreate(HasTimeToLive):
-    thread_id: Id | None = None
+    thread_id: NewId | None = None
     metadata: Document | None = None
     if_exists: Literal["raise", "do_nothing"] | None = None
     supersteps: list[Superstep] | None = None

@@ -15,7 +15,13 @@ from session_middleware import Session, Sessions
 from session_middleware.integrations.server.containment import contains
 from session_middleware.integrations.server.serialization import json_bytes
 from session_middleware.integrations.server.server_state import Server
-from session_middleware.integrations.server.thread_fields import derived_keys, metadata_of, status_of, thread_json
+from session_middleware.integrations.server.thread_fields import (
+    ThreadStatus,
+    derived_keys,
+    metadata_of,
+    status_of,
+    thread_json,
+)
 from session_middleware.integrations.server.thread_models import ThreadFilter, ThreadSearch
 from session_middleware.models import SessionOrder
 from session_middleware.user_sessions import UserSessions
@@ -81,13 +87,20 @@ async def _matching(
     async for session in _candidates(server, access, wanted, order):
         if wanted.metadata and not contains(metadata_of(server, session), wanted.metadata):
             continue
-        if wanted.status and await status_of(session) != wanted.status:
+        if wanted.status and not (_may_be(session, wanted.status) and await status_of(session) == wanted.status):
             continue
         if wanted.values:
             shown = await thread_json(server, session, fields=["values"])
             if not contains(_plain(shown["values"]), wanted.values):
                 continue
         yield session
+
+
+def _may_be(session: Session, status: ThreadStatus) -> bool:
+    """Whether the session's own fields allow the status. The record of its runs has to be read only then."""
+    if session.is_running or status == "busy":
+        return session.is_running and status == "busy"
+    return status != "error" or session.error_count > 0
 
 
 async def _candidates(

@@ -10,8 +10,10 @@ import pytest
 from langgraph_sdk import get_sync_client
 from langgraph_sdk.client import SyncLangGraphClient
 from langgraph_sdk.errors import BadRequestError, ConflictError, NotFoundError, UnprocessableEntityError
+from starlette.testclient import TestClient
 
 from session_middleware import Sessions
+from session_middleware.integrations.server import Caller, app
 from tests.support import agents
 
 UNKNOWN = "1ef4a9b8-e6fb-67b1-8001-abd5184439d1"
@@ -263,10 +265,6 @@ def test_what_a_client_cannot_mean_is_refused_in_a_sentence(client: SyncLangGrap
 
 def test_sessions_that_python_opened_are_threads_too(sessions: Sessions) -> None:
     """In the process of the app, with one graph, which is then that of the sessions that name none."""
-    from starlette.testclient import TestClient
-
-    from session_middleware.integrations.server import Caller, app
-
     graph = sessions.attach(agents.agent())
     graph.invoke(say("ask tea"), sessions.config("asked", user_id="alice"))
     graph.invoke(say("hi"), sessions.config("said", user_id="alice"))
@@ -294,6 +292,22 @@ def test_sessions_that_python_opened_are_threads_too(sessions: Sessions) -> None
     assert http.post("/threads/count", json=by_graph).json() == 3
     (asked,) = http.get("/threads/asked").json()["interrupts"].values()
     assert [each["value"] for each in asked] == ["may I have tea?"]
+
+
+def test_a_thread_that_is_shared_with_a_group_is_read_or_changed_as_its_visibility_says(sessions: Sessions) -> None:
+    graph = sessions.attach(agents.chat())
+    for name, visibility in (("read", "group"), ("write", "group-write")):
+        sessions.open(name, user_id="alice", group_id="team", visibility=visibility)  # type: ignore[arg-type]
+        graph.invoke(say("hi"), sessions.config(name, user_id="alice", group_id="team"))
+    http = TestClient(app(sessions, {"chat": agents.chat()}, authenticate=lambda _: Caller("bob", ("team",))))
+    change = {"values": say("from bob"), "as_node": "__start__"}
+    for name, status in (("read", 403), ("write", 200)):
+        assert texts(http.get(f"/threads/{name}/state").json()) == ["hi", "you said hi"]
+        assert http.patch(f"/threads/{name}", json={"metadata": {"a": 1}}).status_code == status
+        assert http.post(f"/threads/{name}/state", json=change).status_code == status
+        assert http.post(f"/threads/{name}/copy").status_code == status
+    assert http.post("/threads/prune", json={"thread_ids": ["read", "write"]}).json() == {"pruned_count": 1}
+    assert len(http.post("/threads/search", json={}).json()) == 2  # with the copy
 
 
 # Several processes
