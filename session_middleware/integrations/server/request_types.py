@@ -37,4 +37,4 @@ Text = Annotated[str, Field(max_length=10_000, pattern=r"^[^\x00]*$")]  # a patt
 Document = Annotated[dict[str, Any], AfterValidator(_not_too_deep)]
 Values = Annotated[dict[str, Any] | list[Any], AfterValidator(_not_too_deep)]  # of a state
 Limit = Annotated[int, Field(ge=1, le=1000), _Number] | None
-Offset = Annotated[int, Field(ge=0), _Number] | None
+Offset = Annotated[int, Field(ge=0, le=2**53), _Number] | None
