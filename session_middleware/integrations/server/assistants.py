@@ -7,7 +7,6 @@ assistant by the graph's name too.
 from __future__ import annotations
 
 import asyncio
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -255,7 +254,7 @@ def _schemas(graph: Graph) -> dict[str, Any]:
         "input_schema": _schema(graph.get_input_jsonschema),
         "output_schema": _schema(graph.get_output_jsonschema),
         "state_schema": _schema(lambda: _state_schema(graph)),
-        "config_schema": _schema(lambda: _config_schema(graph)),
+        "config_schema": _schema(lambda: graph.get_context_jsonschema() or {}),
         "context_schema": _schema(graph.get_context_jsonschema),
     }
 
@@ -271,14 +270,6 @@ def _state_schema(graph: Graph) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name in graph.stream_channels_list:
         kind = getattr(graph.channels[name], "UpdateType", Any)
-        has_schema = _schema(TypeAdapter(kind).json_schema) is not None
+        has_schema = _schema(lambda: TypeAdapter(kind).json_schema()) is not None  # noqa: B023
         fields[name] = (kind if has_schema else Any, None)
     return TypeAdapter(create_model(graph.get_name("State"), **fields)).json_schema()
-
-
-def _config_schema(graph: Graph) -> dict[str, Any]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it is deprecated; clients still ask for it
-        schema = graph.get_config_jsonschema()
-    found = schema.get("properties", {}).get("configurable")
-    return {} if found is None else {**found, **({"$defs": schema["$defs"]} if "$defs" in schema else {})}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from langgraph.graph import START, MessagesState, StateGraph
 from langgraph_sdk import get_sync_client
 from langgraph_sdk.client import SyncLangGraphClient
 from langgraph_sdk.errors import (
@@ -14,6 +15,11 @@ from langgraph_sdk.errors import (
     NotFoundError,
     UnprocessableEntityError,
 )
+from pydantic import BaseModel
+from starlette.testclient import TestClient
+
+from session_middleware import Sessions
+from session_middleware.integrations.server import Caller, app
 
 AGENT_ID = "fe096781-5601-53d2-b2f6-0d3403f7e9ca"  # as LangGraph's server gives it to each graph that is named "agent"
 
@@ -80,3 +86,27 @@ def test_what_the_server_does_not_have_is_refused_in_a_sentence(client: SyncLang
     assert refused.value.status_code == 501
     with get_sync_client(url=served) as nobody, pytest.raises(AuthenticationError):
         nobody.assistants.search()
+
+
+class Opaque:
+    """Of no schema."""
+
+
+class State(MessagesState):
+    opaque: Opaque
+
+
+class Context(BaseModel):
+    tone: str = "calm"
+
+
+def test_a_graph_has_schemas_also_where_a_part_of_its_state_has_none(sessions: Sessions) -> None:
+    inner = StateGraph(MessagesState).add_node("answer", lambda _: {}).add_edge(START, "answer").compile()
+    outer = StateGraph(State, context_schema=Context).add_node("inner", inner).add_edge(START, "inner").compile()
+    http = TestClient(app(sessions, {"nested": outer}, authenticate=lambda _: Caller("alice")))
+    schemas = http.get("/assistants/nested/schemas").json()
+    assert schemas["input_schema"] is None
+    assert set(schemas["state_schema"]["properties"]) == {"messages", "opaque"}
+    assert set(schemas["config_schema"]["properties"]) == set(schemas["context_schema"]["properties"]) == {"tone"}
+    assert http.get("/assistants/nested/subgraphs").json()["inner"]["input_schema"]["properties"].keys() == {"messages"}
+    assert "inner:answer" in {node["id"] for node in http.get("/assistants/nested/graph?xray=true").json()["nodes"]}
