@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastapi import HTTPException
@@ -105,20 +104,7 @@ def _replacing(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, A
 # The thread
 
 
-@dataclass(frozen=True)
-class Time:
-    """The time to live of a thread, as a client gives it."""
-
-    minutes: float
-    strategy: Literal["delete", "keep_latest"]
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options of a session: after so long without activity it expires, and the next sweep deletes or prunes."""
-        return {"idle_timeout": self.minutes * 60, "on_expire": "delete" if self.strategy == "delete" else "prune"}
-
-
-def _time_of(session: Session) -> dict[str, Any] | None:
+def _time_to_live(session: Session) -> dict[str, Any] | None:
     if not session.idle_timeout_seconds or session.on_expire not in ("delete", "prune"):
         return None
     return {
@@ -166,7 +152,7 @@ async def thread_json(
         "values": None if state is None else state.values,
         "interrupts": {} if state is None else _interrupts(state),
     }
-    if with_ttl and (ttl := _time_of(session)) is not None:
+    if with_ttl and (ttl := _time_to_live(session)) is not None:
         found["ttl"] = ttl
     return {name: value for name, value in found.items() if wants(name)}
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, StrictBool, field_validator
 
 from session_middleware.integrations.server.request_types import Document, Id, Limit, NewId, Offset, Text, Values
-from session_middleware.integrations.server.thread_fields import ThreadStatus, Time
+from session_middleware.integrations.server.thread_fields import ThreadStatus
 
 Minutes = Annotated[float, Field(ge=1 / 60, le=36_525 * 24 * 60)]  # a second to 100 years
 
@@ -26,8 +26,8 @@ ThreadField = Literal[
 
 
 class TimeToLive(BaseModel):
-    ttl: Minutes  # minutes without activity
-    strategy: Literal["delete", "keep_latest"] = "delete"
+    ttl: Minutes  # without activity
+    strategy: Literal["delete", "keep_latest"] = "delete"  # what the sweep after that does
 
 
 class HasTimeToLive(BaseModel):
@@ -39,7 +39,7 @@ class HasTimeToLive(BaseModel):
         if self.ttl is None:
             return {}
         given = self.ttl if isinstance(self.ttl, TimeToLive) else TimeToLive(ttl=self.ttl)
-        return Time(given.ttl, given.strategy).options
+        return {"idle_timeout": given.ttl * 60, "on_expire": "delete" if given.strategy == "delete" else "prune"}
 
 
 class GivenUpdate(BaseModel):
