@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,6 +17,7 @@ from session_middleware.integrations.server import (
     assistants,
     follow,
     info,
+    runs,
     store,
     thread_states,
     threads,
@@ -24,6 +26,7 @@ from session_middleware.integrations.server import (
 from session_middleware.integrations.server.identity import Authenticate, Authentication, LoopbackUser
 from session_middleware.integrations.server.limits import Limits, RequestRates
 from session_middleware.integrations.server.problems import add_validation_handler
+from session_middleware.integrations.server.run_service import RunService
 from session_middleware.integrations.server.server_state import Server
 from session_middleware.integrations.server.streams import OpenStreams
 
@@ -47,10 +50,11 @@ def app(
         limits: of the size of requests, and of each user.
     """
     attached = {name: sessions.attach(graph) for name, graph in (graphs or {}).items()}
-    made = FastAPI(title="session-middleware", version=__version__, max_body_size=limits.body_bytes)
+    made = FastAPI(title="session-middleware", version=__version__, max_body_size=limits.body_bytes, lifespan=_lifespan)
     authentication = Authentication(authenticate or LoopbackUser(), sessions, RequestRates(limits.requests_per_minute))
     streams = OpenStreams(sessions, per_user=limits.streams_per_user)
     made.state.server = Server(sessions, attached, authentication, streams)
+    made.state.runs = RunService(made.state.server)
     _allow_origins(made, origins, local=isinstance(authentication.authenticate, LoopbackUser))
     add_error_handler(made)
     add_validation_handler(made)
@@ -78,6 +82,13 @@ def _allow_origins(made: FastAPI, origins: Sequence[str], *, local: bool) -> Non
         )
 
 
+@asynccontextmanager
+async def _lifespan(made: FastAPI) -> AsyncIterator[None]:
+    """End the work of the app with its server. Work begins with the first request, so a mounted app needs no start."""
+    yield
+    await made.state.runs.close()
+
+
 def _add_routes(made: FastAPI) -> None:
     """One line for each router."""
     made.include_router(info.router)
@@ -87,3 +98,4 @@ def _add_routes(made: FastAPI) -> None:
     made.include_router(thread_states.router)
     made.include_router(store.router)
     made.include_router(follow.router)
+    made.include_router(runs.router)

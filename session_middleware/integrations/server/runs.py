@@ -1,0 +1,332 @@
+"""The routes of runs in LangGraph's API: stream, wait, create, list, get, cancel, join and delete.
+
+Paths in ``Location`` are relative to this app, as LangGraph's clients expect: they put their own base URL before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Annotated, Any, Literal, cast
+from uuid import UUID
+
+import orjson
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.exceptions import HTTPException
+from pydantic import BaseModel, ConfigDict
+from starlette.responses import StreamingResponse
+from starlette.types import Send
+
+from session_middleware import Session, Sessions
+from session_middleware.errors import SessionError
+from session_middleware.integrations.server.assistants import get_assistant
+from session_middleware.integrations.server.identity import Access, CurrentCaller
+from session_middleware.integrations.server.run_job import error_of
+from session_middleware.integrations.server.run_log import Event
+from session_middleware.integrations.server.run_notes import RunNote, RunStatus
+from session_middleware.integrations.server.run_request import Action, RunCreate
+from session_middleware.integrations.server.run_service import RunService
+from session_middleware.integrations.server.serialization import json_bytes
+from session_middleware.integrations.server.server_state import CurrentServer
+from session_middleware.integrations.server.streams import Stream, Streaming
+from session_middleware.user_sessions import UserSessions
+
+router = APIRouter(tags=["runs"])
+
+
+def _service(request: Request) -> RunService:
+    return cast("RunService", request.app.state.runs)
+
+
+Runs = Annotated[RunService, Depends(_service)]
+Limit = Annotated[int, Query(ge=1, le=1000)]
+LastEventId = Annotated[str | None, Header(alias="last-event-id", max_length=100)]
+Modes = Annotated[list[str] | None, Query(alias="stream_mode")]
+
+
+class _Cancel(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    status: Literal["pending", "running", "all"] | None = None
+    thread_id: str | None = None
+    run_ids: list[UUID] | None = None
+
+
+class _Body(StreamingResponse):
+    """A streaming response that closes its iterator, also if the client has gone while it waits."""
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(cast("Any", self.body_iterator)):
+            await super().stream_response(send)
+
+
+# Beginning
+
+
+@router.post("/threads/{thread_id}/runs/stream")
+async def stream_run(
+    thread_id: str, asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, streaming: Streaming
+) -> StreamingResponse:
+    job = await runs.start(asked, caller, access, thread_id)
+    return _stream(runs, streaming, job.note, "0-0", cancels=asked.on_disconnect == "cancel")
+
+
+@router.post("/runs/stream")
+async def stream_run_alone(
+    asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, streaming: Streaming
+) -> StreamingResponse:
+    job = await runs.start(asked, caller, access, None)
+    return _stream(runs, streaming, job.note, "0-0", cancels=asked.on_disconnect == "cancel")
+
+
+@router.post("/threads/{thread_id}/runs/wait")
+async def wait_for_run(
+    thread_id: str, asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, streaming: Streaming
+) -> StreamingResponse:
+    job = await runs.start(asked, caller, access, thread_id)
+    return _result(runs, streaming, access, job.note, cancels=asked.on_disconnect == "cancel")
+
+
+@router.post("/runs/wait")
+async def wait_for_run_alone(
+    asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, streaming: Streaming
+) -> StreamingResponse:
+    job = await runs.start(asked, caller, access, None)
+    return _result(runs, streaming, access, job.note, cancels=asked.on_disconnect == "cancel")
+
+
+@router.post("/threads/{thread_id}/runs")
+async def create_run(
+    thread_id: str, asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, response: Response
+) -> dict[str, Any]:
+    job = await runs.start(asked, caller, access, thread_id, at_once=True)
+    response.headers["Content-Location"] = _path(job.note)
+    return job.note.shown()
+
+
+@router.post("/runs")
+async def create_run_alone(
+    asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, response: Response
+) -> dict[str, Any]:
+    job = await runs.start(asked, caller, access, None, at_once=True)
+    response.headers["Content-Location"] = _path(job.note)
+    return job.note.shown()
+
+
+@router.post("/runs/batch")
+async def create_runs_alone(
+    asked: list[RunCreate], server: CurrentServer, runs: Runs, caller: CurrentCaller, access: Access
+) -> list[dict[str, Any]]:
+    for each in asked:  # before the first one begins
+        get_assistant(server, each.assistant_id)
+    jobs = [await runs.start(each, caller, access, None) for each in asked]
+    await runs.flush()
+    return [job.note.shown() for job in jobs]
+
+
+# Reading
+
+
+@router.get("/threads/{thread_id}/runs")
+async def list_runs(
+    thread_id: str,
+    runs: Runs,
+    access: Access,
+    limit: Limit = 10,
+    offset: Annotated[int, Query(ge=0)] = 0,
+    status: RunStatus | Literal["timeout"] | None = None,
+    select: Annotated[list[str] | None, Query()] = None,
+) -> list[dict[str, Any]]:
+    session = await access.aget(thread_id)
+    found = [note.shown() for note in await runs.list_runs(session) if status in (None, note.status)]
+    shown = found[offset : offset + limit]
+    return [{name: run[name] for name in run if name in select} for run in shown] if select else shown
+
+
+@router.get("/threads/{thread_id}/runs/{run_id}")
+async def get_run(thread_id: str, run_id: UUID, runs: Runs, access: Access) -> dict[str, Any]:
+    return (await _found(runs, access, thread_id, run_id)).shown()
+
+
+@router.delete("/threads/{thread_id}/runs/{run_id}", status_code=204)
+async def delete_run(thread_id: str, run_id: UUID, runs: Runs, access: Access) -> None:
+    await _check_may_change(access, thread_id)
+    await runs.hide(await _found(runs, access, thread_id, run_id))
+
+
+@router.get("/threads/{thread_id}/runs/{run_id}/join")
+async def join_run(
+    thread_id: str,
+    run_id: UUID,
+    runs: Runs,
+    access: Access,
+    streaming: Streaming,
+    cancel_on_disconnect: bool = False,
+) -> StreamingResponse:
+    note = await _found(runs, access, thread_id, run_id)
+    return _result(runs, streaming, access, note, cancels=cancel_on_disconnect)
+
+
+@router.get("/threads/{thread_id}/runs/{run_id}/stream")
+async def join_stream(
+    thread_id: str,
+    run_id: UUID,
+    runs: Runs,
+    access: Access,
+    streaming: Streaming,
+    stream_mode: Modes = None,
+    cancel_on_disconnect: bool = False,
+    last_event_id: LastEventId = None,
+) -> StreamingResponse:
+    note = await _found(runs, access, thread_id, run_id)
+    return _stream(runs, streaming, note, last_event_id, cancels=cancel_on_disconnect, modes=_modes(stream_mode))
+
+
+# Ending
+
+
+@router.post("/threads/{thread_id}/runs/{run_id}/cancel")
+async def cancel_run(
+    thread_id: str,
+    run_id: UUID,
+    runs: Runs,
+    access: Access,
+    streaming: Streaming,
+    wait: bool = False,
+    action: Action = "interrupt",
+) -> Response:
+    await _check_may_change(access, thread_id)
+    note = await _found(runs, access, thread_id, run_id)
+    await runs.cancel(note, action)
+    return _result(runs, streaming, access, note) if wait else Response(status_code=202)
+
+
+@router.post("/runs/cancel", status_code=204)
+async def cancel_runs(asked: _Cancel, runs: Runs, access: Access, action: Action = "interrupt") -> None:
+    if (asked.status is None) == (asked.thread_id is None or asked.run_ids is None):
+        raise HTTPException(422, "give either a status, or a thread_id and its run_ids")
+    found: list[RunNote] = []
+    if asked.thread_id is not None:
+        await _check_may_change(access, asked.thread_id)
+        session = await access.aget(asked.thread_id)
+        notes = [await runs.find(session, str(run_id)) for run_id in asked.run_ids or ()]
+        found = [note for note in notes if note is not None and note.is_active]
+    else:
+        statuses = ("pending", "running") if asked.status == "all" else (str(asked.status),)
+        for note in await runs.notes.list_active(*statuses):
+            if await access.afind(note.thread_id) is not None:
+                found.append(note)
+    if not found:
+        raise HTTPException(404, "there is no run to cancel")
+    for note in found:
+        await runs.cancel(note, action)
+
+
+# Their parts
+
+
+async def _found(runs: RunService, access: Access, thread_id: str, run_id: UUID) -> RunNote:
+    note = await runs.find(await access.aget(thread_id), str(run_id))
+    if note is None:
+        raise HTTPException(404, "the thread has no such run")
+    return note
+
+
+async def _check_may_change(access: Access, thread_id: str) -> Session:
+    """The session, if the caller may change it and not only read it."""
+    session = await access.aget(thread_id)
+    return await session.aupdate()
+
+
+def _path(note: RunNote) -> str:
+    return f"/threads/{note.thread_id}/runs/{note.run_id}"
+
+
+def _modes(given: Sequence[str] | None) -> frozenset[str]:
+    """The stream modes of a query: one, several, or JSON with several, as the clients write it."""
+    found: list[str] = []
+    for text in filter(None, given or ()):
+        try:
+            parsed = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            parsed = text
+        found += parsed if isinstance(parsed, list) else [text]
+    return frozenset("messages" if mode == "messages-tuple" else str(mode) for mode in found)
+
+
+def _is_of(event: Event, modes: frozenset[str]) -> bool:
+    name = event.name.split("|")[0].split("/")[0]
+    return not modes or name in modes or name in ("metadata", "error")
+
+
+def _stream(
+    runs: RunService,
+    streaming: Stream,
+    note: RunNote,
+    after: str | None,
+    *,
+    cancels: bool,
+    modes: frozenset[str] = frozenset(),
+) -> StreamingResponse:
+    """The events of a run after one of them, until its end.
+
+    Args:
+        cancels: the run is cancelled if the client leaves before that.
+    """
+
+    async def body() -> AsyncIterator[bytes]:
+        is_over = False
+        try:
+            async with aclosing(runs.follow(note, after)) as events:
+                async for event in events:
+                    if event is None:
+                        yield b": heartbeat\r\n\r\n"
+                    elif _is_of(event, modes):
+                        yield event.frame()
+            is_over = True
+        except SessionError as error:
+            yield _error_frame(error_of(error))
+        finally:
+            if cancels and not is_over:
+                runs.cancel_soon(note)
+
+    def farewell(why: dict[str, str]) -> bytes:
+        return _error_frame({"error": why["error"], "message": why["detail"]})
+
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **_locations(note, "stream")}
+    return _Body(streaming.while_allowed(body(), farewell=farewell), media_type="text/event-stream", headers=headers)
+
+
+def _error_frame(error: dict[str, str]) -> bytes:
+    return b"event: error\r\ndata: %b\r\n\r\n" % json_bytes(error)
+
+
+def _result(
+    runs: RunService, streaming: Stream, access: UserSessions | Sessions, note: RunNote, *, cancels: bool = False
+) -> StreamingResponse:
+    """The result of a run, after its end. Until then spaces, which JSON allows, keep the connection open."""
+
+    async def body() -> AsyncIterator[bytes]:
+        is_over = False
+        try:
+            async with aclosing(runs.until_done_with_pauses(note)) as waiting:
+                async for ended in waiting:
+                    if ended is None:
+                        yield b"\n"
+                    else:
+                        is_over = True
+                        yield await runs.result(access, ended)
+        except SessionError as error:
+            yield json_bytes({"__error__": error_of(error)})
+        finally:
+            if cancels and not is_over:
+                runs.cancel_soon(note)
+
+    def farewell(why: dict[str, str]) -> bytes:
+        return json_bytes({"__error__": {"error": why["error"], "message": why["detail"]}})
+
+    allowed = streaming.while_allowed(body(), farewell=farewell)
+    return _Body(allowed, media_type="application/json", headers=_locations(note, "join"))
+
+
+def _locations(note: RunNote, what: str) -> dict[str, str]:
+    return {"Location": f"{_path(note)}/{what}", "Content-Location": _path(note)}
