@@ -1,4 +1,7 @@
-"""The Python of these pages is run, and its output compared. The blocks of the page on notebooks are cells."""
+"""The Python and the commands of these pages are run, and what Python prints is compared.
+
+The blocks of the page on notebooks are cells.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,16 @@ import io
 import itertools
 import os
 import re
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from IPython.core.interactiveshell import InteractiveShell
+
+from session_middleware.cli.main import cli
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(
@@ -21,6 +28,8 @@ PAGES = sorted(
     if path.name not in ("command_line.md", "scale.md", "server.md")  # which have tests of their own
     and "```python" in path.read_text()
 )
+# Commands that need a backup of some day, a damaged file or a server.
+ELSEWHERE = re.compile(r"^restore-backup|saved\.db|postgresql://|^serve|^mcp|^ui")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -52,4 +61,8 @@ def test_the_python_prints_what_the_page_says(name: str, tmp_path: Path, monkeyp
             with contextlib.redirect_stdout(printed):
                 exec(compile(text, name, "exec"), names) if cell is None else cell.run(text)
             assert re.sub(r"^Out\[\d+\]: ", "", printed.getvalue()) == (output if next_kind == "text" else "")
+        for command in re.findall(r"^\$ session-middleware (.*)$", text if kind == "console" else "", re.MULTILINE):
+            if not ELSEWHERE.search(command):
+                done = CliRunner().invoke(cli, shlex.split(command))
+                assert done.exit_code == 0, done.output
     names["sessions"].close()
