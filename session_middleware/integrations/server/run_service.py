@@ -31,6 +31,7 @@ from session_middleware.models import Run, utc_now
 from session_middleware.user_sessions import UserSessions
 
 _POLL_SECONDS = 0.1
+_NOTE_SECONDS = 0.25  # in which a process has noted a run that has begun
 _KEPT_BYTES = 32 << 20  # of the events of runs that have ended, for clients that come back
 _BUSY = "the thread has a run already; wait for its end, or choose another multitask_strategy"
 _OUTCOMES = {"running": "running", "ok": "success", "waiting": "success", "error": "error"}
@@ -108,6 +109,8 @@ class RunService:
         job.start()
         if at_once:
             await self._upkeep.flush()
+        else:
+            self._upkeep.flush_soon()
         return job
 
     async def _session(
@@ -140,7 +143,11 @@ class RunService:
         """The runs of a session that have not ended."""
         if not session.is_running and not self._active_in(session.id):
             return []
-        return [note for note in await self.list_runs(session) if note.is_active and note.owner is not None]
+        found = [note for note in await self.list_runs(session) if note.is_active]
+        if any(note.owner is None for note in found):  # another process has just begun it, or Python code has
+            await asyncio.sleep(_NOTE_SECONDS)
+            found = [note for note in await self.list_runs(session) if note.is_active]
+        return [note for note in found if note.owner is not None]
 
     # Finding
 
@@ -323,17 +330,19 @@ class RunService:
         seq, paused = position_of(after)[1], time.monotonic()
         following, events = await self.notes.first_events(note)
         now: RunNote | None = note
+        has_error = False  # among its events
         while True:
             for event in events:
+                has_error |= event.name == "error"
                 if event.seq > seq and event.at_ms >= since_ms:
                     yield event
                     seq, paused = event.seq, time.monotonic()
             if not events:
+                if now is not None and now.is_abandoned(utc_now()):
+                    now = await self._abandon(now)
                 if now is None or not now.is_active:
-                    return
-                if now.is_abandoned(utc_now()):
-                    ended = await self._abandon(now)
-                    yield Event(seq + 1, time.time_ns() // 1_000_000, "error", json_bytes(ended.error))
+                    if now is not None and now.error is not None and not has_error:
+                        yield Event(seq + 1, time.time_ns() // 1_000_000, "error", json_bytes(now.error))
                     return
                 if time.monotonic() - paused > PAUSE_SECONDS:
                     paused = time.monotonic()

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from session_middleware.errors import SessionError
 from session_middleware.integrations.server.run_job import Job
-from session_middleware.integrations.server.run_notes import RunNote, RunNotes
+from session_middleware.integrations.server.run_notes import Batch, RunNote, RunNotes
 from session_middleware.models import utc_now
 
 logger = logging.getLogger("session_middleware")
@@ -23,6 +23,7 @@ logger = logging.getLogger("session_middleware")
 _WRITE_SECONDS = 0.1  # between two writes
 _ORDER_SECONDS = 0.5  # between two looks at what others ask
 _RENEW_SECONDS = 20.0  # between two renewals of the notes, by which a process shows that it is alive
+_FAILED = "notes about runs could not be written, so other processes may not see these runs (%s)"
 
 
 class RunUpkeep:
@@ -32,8 +33,10 @@ class RunUpkeep:
         self._notes, self._active = notes, active
         self._changed: dict[str, RunNote] = {}  # notes to write, by run id
         self._sharing: dict[str, Job] = {}  # jobs with events to write
+        self._unsent: list[Batch] = []  # of a write that failed
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._flushing: asyncio.Task[None] | None = None
 
     def note(self, job: Job) -> None:
         """The job has changed: its note or its events will be written soon."""
@@ -51,16 +54,32 @@ class RunUpkeep:
             job.shares_events = True
             self.note(job)
 
+    def flush_soon(self) -> None:
+        """Write everything now, without waiting for it: others should learn at once that a run has begun."""
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.create_task(self._try_flush())
+
+    async def _try_flush(self) -> None:
+        try:
+            await self.flush()
+        except SessionError as error:
+            logger.warning(_FAILED, error)
+
     async def flush(self) -> None:
         """Write everything now."""
         notes, self._changed = self._changed, {}
         jobs, self._sharing = self._sharing, {}
-        batches = [batch for job in jobs.values() if (batch := job.next_batch()) is not None]
-        await self._notes.put(notes.values(), batches)
+        batches, self._unsent = self._unsent, []
+        batches += [batch for job in jobs.values() if (batch := job.next_batch()) is not None]
+        try:
+            await self._notes.put(notes.values(), batches)
+        except BaseException:
+            self._changed, self._unsent = notes | self._changed, batches + self._unsent
+            raise
 
     async def _keep(self) -> None:
         looked, renewed = 0.0, time.monotonic()
-        while self._changed or self._sharing or self._active():
+        while self._changed or self._sharing or self._unsent or self._active():
             try:
                 await self.flush()
                 now = time.monotonic()
@@ -71,7 +90,7 @@ class RunUpkeep:
                     renewed, at = now, utc_now().isoformat()
                     self._changed |= {job.note.run_id: replace(job.note, updated_at=at) for job in self._active()}
             except SessionError as error:
-                logger.warning("the notes about runs could not be written and others may not see them (%s)", error)
+                logger.warning(_FAILED, error)
             await asyncio.sleep(_WRITE_SECONDS)
             if not self._changed and not self._sharing:
                 with suppress(TimeoutError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,9 +31,11 @@ class Served(NamedTuple):
     url: str
     sessions: Sessions
     folder: Path
+    clients: list[LangGraphClient]
 
     def client(self, user: str = "alice") -> LangGraphClient:
-        return get_client(url=self.url, headers={"x-user": user})
+        self.clients.append(get_client(url=self.url, headers={"x-user": user}))
+        return self.clients[-1]
 
     def let_go(self, name: str) -> None:
         (self.folder / name).touch()
@@ -43,9 +45,12 @@ class Served(NamedTuple):
 
 
 @pytest.fixture
-def served(sessions: Sessions, tmp_path: Path) -> Iterator[Served]:
+async def served(sessions: Sessions, tmp_path: Path) -> AsyncIterator[Served]:
     with serving(app(sessions, {GRAPH: gated(tmp_path)}, authenticate=caller_of)) as url:
-        yield Served(url, sessions, tmp_path)
+        found = Served(url, sessions, tmp_path, [])
+        yield found
+        for client in found.clients:
+            await client.aclose()
 
 
 def say(text: str) -> dict[str, Any]:
