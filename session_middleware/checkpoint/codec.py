@@ -197,13 +197,19 @@ def _parts(value: Any) -> Iterable[tuple[str, Any]]:
 
 # Metadata
 
-IDENTITY = ("user_id", "group_id", "group_ids", "langgraph_auth_user_id")  # the last is set by LangGraph's server
+_OF_A_CALLER = (
+    *("user_id", "group_id", "group_ids", "langgraph_auth_user_id"),  # the last is set by LangGraph's server
+    *("on_busy", "busy_timeout"),
+)
 
 
 def own_metadata(config: RunnableConfig, metadata: CheckpointMetadata) -> CheckpointMetadata:
-    """The metadata to store: as other savers store it, but without the user, whom the record can forget."""
+    """The metadata to store: as other savers store it, but without the rules of the run, and without the user.
+
+    The record has the user, whom it can forget.
+    """
     completed: Any = get_checkpoint_metadata(config, metadata)
-    for name in IDENTITY:
+    for name in _OF_A_CALLER:
         completed.pop(name, None)
     return cast("CheckpointMetadata", completed)
 

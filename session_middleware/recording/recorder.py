@@ -56,7 +56,7 @@ _is_invalid_resume: Callable[[BaseException], bool] = getattr(errors, "is_invali
 # LangGraph, of its server and of LangChain.
 _NOT_LABELS = (
     *("thread_id", "user_id", "group_id", "checkpoint_", "run_id", "langgraph_", "ls_", "lc_", "__"),
-    *("assistant_id", "graph_id", "created_by", "run_attempt"),
+    *("assistant_id", "graph_id", "created_by", "run_attempt", "on_busy", "busy_timeout"),
 )
 
 

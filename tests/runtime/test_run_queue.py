@@ -605,3 +605,6 @@ async def test_a_run_may_have_a_rule_of_its_own(on_busy: str, open_sessions: Ope
     assert [message.text for message in (await waiting)["messages"][-2:]] == ["second", "done"]
     await sessions.asettle()
     assert count_leases(sessions) == 0
+    assert {*map(str, (run.metadata for run in sessions.get("t").runs()))} == {"{}"}  # the rules are no labels
+    stored = [saved.metadata.keys() async for saved in sessions.checkpointer.alist(sessions.config("t"))]
+    assert not {"on_busy", "busy_timeout"} & set().union(*stored)
