@@ -349,7 +349,8 @@ class SessionAccess:
         Searched are the texts of messages by users, assistants and tools, each up to 65,536 characters. Arguments,
         and results of functions under `Session.tool`, are not messages: `tool_calls` lists them.
 
-        With both ids, the session must be that user's. Each result has a snippet with `marks` around the words.
+        With both ids, the session must be that user's. For `for_user`, a session that a group shares is searched when
+        it is named. Each result has a snippet with `marks` around the words.
         """
         validation.check_string("query", query)
         validation.check_moment("since", since)
@@ -357,19 +358,21 @@ class SessionAccess:
         validation.check_count("offset", offset)
         validation.check_marks(marks)
         self._operator.recorder.drain()
-        chosen = None if session_id is None else lifecycle.session_id_of(session_id)
+        chosen, owner_id = None if session_id is None else lifecycle.session_id_of(session_id), self._owner_id(user_id)
+        if chosen is not None and user_id is None and self._identity is not None and (found := self._find(chosen)):
+            owner_id = found.user_id
         asked = MemoryQuery(
             [],
             prefix=False,
             query=query,
-            whose=[MessageScope(chosen, self._owner_id(user_id))],
+            whose=[MessageScope(chosen, owner_id)],
             since=since,
             limit=limit,
             offset=offset,
             typed=True,
         )
-        found = self._checked(self._storage.search_memories(asked))
-        return Rows((_hit(stored, query, marks) for stored in found), of=SearchHit)
+        hits = self._checked(self._storage.search_memories(asked))
+        return Rows((_hit(stored, query, marks) for stored in hits), of=SearchHit)
 
     @validation.spelled_out(validation.SessionFilters)
     def usage(

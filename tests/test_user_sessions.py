@@ -228,6 +228,18 @@ def test_a_member_of_the_group_sees_the_sessions_memories_and_not_its_owners(ses
     assert "bob likes figs" not in {memory.text for memory in session.memory.recall("likes")}
 
 
+def test_a_member_of_the_group_searches_a_shared_session_that_is_named(sessions: Sessions) -> None:
+    for visibility in ("group", "private"):
+        shared = sessions.open(visibility, user_id="alice", group_id="team", visibility=visibility)
+        shared.add({"role": "user", "content": "xyzzy"})
+    member, stranger = sessions.for_user("bob", ["team"]), sessions.for_user("eve")
+    assert [hit.session_id for hit in member.search("xyzzy", session_id="group")] == ["group"]
+    assert not member.search("xyzzy")
+    assert not member.search("xyzzy", session_id="private")
+    assert not member.search("xyzzy", session_id="group", user_id="bob")
+    assert not stranger.search("xyzzy", session_id="group")
+
+
 def test_acting_as_names_the_groups_too(sessions: Sessions, graph: Any) -> None:
     sessions.get("t").update(visibility="group")
     with sessions.acting_as("bob", group_ids=["team"]):
