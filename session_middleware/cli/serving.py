@@ -260,7 +260,7 @@ def mcp_command(db: str | None, user_id: str | None, groups: str, *, http: bool,
     """Serve sessions as tools of the Model Context Protocol, over stdin and stdout or over HTTP."""
     with extra("mcp"):
         from session_middleware.integrations import mcp_server
-    from session_middleware.cli.opening import opened_as_app
+    from session_middleware.cli.opening import is_terminal, opened_as_app
 
     host, port, auth = (where[name] for name in ("host", "port", "auth"))
     given = [f"--{name}" for name in where if _is_given(name)]
@@ -272,6 +272,8 @@ def mcp_command(db: str | None, user_id: str | None, groups: str, *, http: bool,
         made = mcp_server.server(sessions, caller, token_verifier=verifier)
         if not http:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # a thread that reads stdin would keep the process alive
+            if is_terminal():
+                click.echo("serving MCP on stdin and stdout, for the client that starts it; Ctrl-C ends it", err=True)
             made.run("stdio")
             return
         with closing(listen(host, port)) as listening, _ended_by_signals():

@@ -12,7 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -483,6 +483,35 @@ async def test_a_mistake_is_one_sentence_that_says_what_to_do(
     assert sentence in refused
     assert "\n" not in refused
     assert len(refused) < 400
+
+
+NASTY: list[Any] = [
+    *(None, "", "a\0b", "x" * 1_000_000, -1, 10**30, [None], {"a\0": {"b": [None, {"c": "\0"}]}}, "null", float("nan")),
+    *(
+        "before:999999999999999999",
+        "9999-12-31T23:59:59Z s",
+        "0001-01-01T00:00:00+14:00 s",
+        "0001-01-01T00:00:00+14:00",
+    ),
+]
+
+
+@pytest.mark.slow
+@engines_in_turns(user_id=[None, "alice"])
+async def test_no_argument_makes_a_tool_fail_without_a_sentence_that_says_why(
+    user_id: str | None, open_sessions: OpenSessions
+) -> None:
+    sessions = open_sessions()
+    sessions.open("x", user_id="alice").add({"role": "user", "content": "hi"})
+    async with inside(server(sessions, user_id)) as call:
+        for tool in (await call.client.list_tools()).tools:
+            for name, value in product(tool.input_schema["properties"], NASTY):
+                result = await call.client.call_tool(tool.name, valid(tool) | {name: value})
+                assert isinstance(result, CallToolResult)
+                if result.is_error:
+                    sentence = text_of(result)
+                    assert len(sentence) < 1_500, (tool.name, name)
+                    assert not re.search(r"\n|Error executing|operator to look", sentence), (tool.name, name, sentence)
 
 
 async def test_a_busy_an_expired_and_a_closed_session_and_a_limit_are_explained(

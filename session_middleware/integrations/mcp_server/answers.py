@@ -149,7 +149,10 @@ class QuestionLine(Answer):
 
 class ResumedSession(Answer):
     session: SessionDetails
-    opened_as: str = Field(description="resumed: it was open. revived: it had expired. reopened: it had ended.")
+    opened_as: str = Field(
+        description="resumed: it was open. revived: it had expired. reopened: it had ended. opened: it had expired, and"
+        " is empty now; what it was is a session of its own."
+    )
     recent_messages: list[MessageLine] = Field(description="The last messages, oldest first; long texts are cut.")
     recent_tool_calls: list[InvocationLine] = Field(description="The last executions of tools, oldest first.")
     open_questions: list[QuestionLine] = Field(description="What the session waits for a person to answer.")

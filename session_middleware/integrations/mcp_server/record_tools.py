@@ -31,6 +31,7 @@ from session_middleware.integrations.mcp_server.registration import (
     ADDS,
     READS,
     REPLACES,
+    Label,
     PageCursor,
     PageSize,
     SessionId,
@@ -53,14 +54,14 @@ async def add_message(
         Literal["user", "assistant", "system", "tool"], Field(description="Who says it; tool: an answer to a call.")
     ],
     content: Annotated[str, Field(description="The text.")],
-    name: Annotated[str | None, Field(description="The name of the speaker, if there are several.")] = None,
+    name: Annotated[Label, Field(description="The name of the speaker, if there are several.")] = None,
     message_id: Annotated[
-        str | None,
+        Label,
         Field(
             description="An id of your own, so that repeating the call adds nothing; a new text replaces the old one."
         ),
     ] = None,
-    tool_call_id: Annotated[str | None, Field(description="With role tool: the call that this answers.")] = None,
+    tool_call_id: Annotated[Label, Field(description="With role tool: the call that this answers.")] = None,
 ) -> RecordedMessage:
     """Record a message of the conversation, so that it is there when the session is resumed, and found by
     search_sessions and recall. Record tool executions with link_invocation."""
@@ -85,7 +86,7 @@ async def link_invocation(
     ] = None,
     duration_ms: Annotated[float | None, Field(ge=0, le=1e12, description="How long it took.")] = None,
     tool_call_id: Annotated[
-        str | None, Field(description="The id of the call, if it has one; the same id again is another attempt.")
+        Label, Field(description="The id of the call, if it has one; the same id again is another attempt.")
     ] = None,
 ) -> RecordedInvocation:
     """Record that a tool was called, of this server or of any other, after it has finished: its name, arguments,

@@ -10,13 +10,22 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
 from mcp.types import ToolAnnotations
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 SessionId = Annotated[str, Field(description="The id of the session, from create_session or list_sessions.")]
 PageCursor = Annotated[
     str | None, Field(description="The next_cursor of the page before, unchanged; without it the first page.")
 ]
 PageSize = Annotated[int, Field(ge=1, le=100, description="How many at most.")]
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("it may not have a NUL character")
+    return text
+
+
+Label = Annotated[str, Field(max_length=1_024), AfterValidator(_without_nul)] | None  # a name, or an id of the client
 
 READS = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 ADDS = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=False)

@@ -56,8 +56,8 @@ _PROBLEMS = {"extra_forbidden": "there is no such argument", "missing": "it is m
 
 def arguments_text(tool: str, error: ValidationError) -> str:
     """The sentence of arguments that do not match the tool's input schema. It does not repeat their values."""
-    problems = (
-        f"{'.'.join(map(str, each['loc']))[:_LONGEST]}: {_PROBLEMS.get(each['type'], each['msg'])}"
-        for each in error.errors(include_url=False, include_input=False, include_context=False)[:_MOST]
-    )
+    problems = []
+    for each in error.errors(include_url=False, include_input=False, include_context=False)[:_MOST]:
+        problem = _PROBLEMS.get(each["type"], each["msg"].removeprefix("Value error, "))
+        problems.append(f"{'.'.join(map(str, each['loc']))[:_LONGEST]}: {problem}")
     return f"{tool} cannot be called like this ({'; '.join(problems)}); correct the arguments and call it again"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from mcp.server.mcpserver.exceptions import ToolError
@@ -31,12 +31,13 @@ from session_middleware.integrations.mcp_server.registration import (
     READS,
     REPLACES,
     RESUMES,
+    Label,
     PageCursor,
     PageSize,
     SessionId,
     tool,
 )
-from session_middleware.models import SessionInfo, Status, ToolCall, to_text
+from session_middleware.models import Moment, SessionInfo, Status, ToolCall, to_text
 from session_middleware.session import Session
 from session_middleware.sessions import Sessions
 from session_middleware.user_sessions import UserSessions
@@ -134,9 +135,7 @@ async def list_sessions(
 
 @tool(READS, "List the sessions of a user")
 async def list_user_sessions(
-    user_id: Annotated[
-        str | None, Field(description="The owner; by default you. Only the operator sees others.")
-    ] = None,
+    user_id: Annotated[Label, Field(description="The owner; by default you. Only the operator sees others.")] = None,
     status: AnyStatus = None,
     limit: PageSize = 20,
     cursor: PageCursor = None,
@@ -165,7 +164,7 @@ def _cursor(last: Session) -> str:
     return f"{to_text(last.last_active_at)} {last.id}"
 
 
-_moment = TypeAdapter(AwareDatetime)
+_moment = TypeAdapter(Annotated[Moment, Field(ge=datetime(1000, 1, 1, tzinfo=UTC))])
 
 
 def _after(cursor: str | None) -> SessionInfo | None:
