@@ -20,6 +20,7 @@ from session_middleware.integrations.server import (
     runs,
     store,
     thread_states,
+    thread_stream,
     threads,
     unsupported,
 )
@@ -99,3 +100,4 @@ def _add_routes(made: FastAPI) -> None:
     made.include_router(store.router)
     made.include_router(follow.router)
     made.include_router(runs.router)
+    made.include_router(thread_stream.router)

@@ -172,13 +172,18 @@ class RunService:
 
     async def list_runs(self, session: Session) -> list[RunNote]:
         """The runs of a session, the latest first."""
-        notes = {note.run_id: note for note in await self.notes.list_runs(session.id)}
-        notes |= {id_: job.note for id_, job in self._jobs.items() if job.note.thread_id == session.id}
+        notes = {note.run_id: note for note in await self.list_noted(session)}
         recorded = {run.id: run for run in await session.aruns()}
         found = [
             await self._as_of_now(session, notes.get(run_id), recorded.get(run_id)) for run_id in {**recorded, **notes}
         ]
         return sorted((note for note in found if note is not None), key=lambda note: note.created_at, reverse=True)
+
+    async def list_noted(self, session: Session) -> list[RunNote]:
+        """The runs of this API in a session, as they were noted, also hidden ones. Cheaper than `list_runs`."""
+        notes = {note.run_id: note for note in await self.notes.list_runs(session.id)}
+        notes |= {id_: job.note for id_, job in self._jobs.items() if job.note.thread_id == session.id}
+        return list(notes.values())
 
     async def _as_of_now(self, session: Session, note: RunNote | None, recorded: Run | None) -> RunNote | None:
         if note is None:

@@ -5,42 +5,36 @@ Paths in ``Location`` are relative to this app, as LangGraph's clients expect: t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
-from typing import Annotated, Any, Literal, cast
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import orjson
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Response
 from fastapi.exceptions import HTTPException
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import StreamingResponse
-from starlette.types import Send
 
-from session_middleware import Session, Sessions
-from session_middleware.errors import SessionError
+from session_middleware import Session
 from session_middleware.integrations.server.assistants import get_assistant
 from session_middleware.integrations.server.identity import Access, CurrentCaller
-from session_middleware.integrations.server.run_job import error_of
-from session_middleware.integrations.server.run_log import Event
 from session_middleware.integrations.server.run_notes import RunNote, RunStatus
 from session_middleware.integrations.server.run_request import Action, RunCreate
+from session_middleware.integrations.server.run_responses import (
+    LastEventId,
+    Runs,
+    path_of,
+    result_response,
+    stream_response,
+)
 from session_middleware.integrations.server.run_service import RunService
-from session_middleware.integrations.server.serialization import json_bytes
 from session_middleware.integrations.server.server_state import CurrentServer
-from session_middleware.integrations.server.streams import Stream, Streaming
-from session_middleware.user_sessions import UserSessions
+from session_middleware.integrations.server.streams import Streaming
 
 router = APIRouter(tags=["runs"])
 
 
-def _service(request: Request) -> RunService:
-    return cast("RunService", request.app.state.runs)
-
-
-Runs = Annotated[RunService, Depends(_service)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
-LastEventId = Annotated[str | None, Header(alias="last-event-id", max_length=100)]
 Modes = Annotated[list[str] | None, Query(alias="stream_mode")]
 
 
@@ -51,14 +45,6 @@ class _Cancel(BaseModel):
     run_ids: list[UUID] | None = None
 
 
-class _Body(StreamingResponse):
-    """A streaming response that closes its iterator, also if the client has gone while it waits."""
-
-    async def stream_response(self, send: Send) -> None:
-        async with aclosing(cast("Any", self.body_iterator)):
-            await super().stream_response(send)
-
-
 # Beginning
 
 
@@ -67,7 +53,7 @@ async def stream_run(
     thread_id: str, asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, streaming: Streaming
 ) -> StreamingResponse:
     job = await runs.start(asked, caller, access, thread_id)
-    return _stream(runs, streaming, job.note, "0-0", cancels=asked.on_disconnect == "cancel")
+    return stream_response(runs, streaming, job.note, "0-0", cancels=asked.on_disconnect == "cancel")
 
 
 @router.post("/runs/stream")
@@ -75,7 +61,7 @@ async def stream_run_alone(
     asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, streaming: Streaming
 ) -> StreamingResponse:
     job = await runs.start(asked, caller, access, None)
-    return _stream(runs, streaming, job.note, "0-0", cancels=asked.on_disconnect == "cancel")
+    return stream_response(runs, streaming, job.note, "0-0", cancels=asked.on_disconnect == "cancel")
 
 
 @router.post("/threads/{thread_id}/runs/wait")
@@ -83,7 +69,7 @@ async def wait_for_run(
     thread_id: str, asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, streaming: Streaming
 ) -> StreamingResponse:
     job = await runs.start(asked, caller, access, thread_id)
-    return _result(runs, streaming, access, job.note, cancels=asked.on_disconnect == "cancel")
+    return result_response(runs, streaming, access, job.note, cancels=asked.on_disconnect == "cancel")
 
 
 @router.post("/runs/wait")
@@ -91,7 +77,7 @@ async def wait_for_run_alone(
     asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, streaming: Streaming
 ) -> StreamingResponse:
     job = await runs.start(asked, caller, access, None)
-    return _result(runs, streaming, access, job.note, cancels=asked.on_disconnect == "cancel")
+    return result_response(runs, streaming, access, job.note, cancels=asked.on_disconnect == "cancel")
 
 
 @router.post("/threads/{thread_id}/runs")
@@ -99,7 +85,7 @@ async def create_run(
     thread_id: str, asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, response: Response
 ) -> dict[str, Any]:
     job = await runs.start(asked, caller, access, thread_id, at_once=True)
-    response.headers["Content-Location"] = _path(job.note)
+    response.headers["Content-Location"] = path_of(job.note)
     return job.note.shown()
 
 
@@ -108,7 +94,7 @@ async def create_run_alone(
     asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, response: Response
 ) -> dict[str, Any]:
     job = await runs.start(asked, caller, access, None, at_once=True)
-    response.headers["Content-Location"] = _path(job.note)
+    response.headers["Content-Location"] = path_of(job.note)
     return job.note.shown()
 
 
@@ -163,7 +149,7 @@ async def join_run(
     cancel_on_disconnect: bool = False,
 ) -> StreamingResponse:
     note = await _found(runs, access, thread_id, run_id)
-    return _result(runs, streaming, access, note, cancels=cancel_on_disconnect)
+    return result_response(runs, streaming, access, note, cancels=cancel_on_disconnect)
 
 
 @router.get("/threads/{thread_id}/runs/{run_id}/stream")
@@ -178,7 +164,9 @@ async def join_stream(
     last_event_id: LastEventId = None,
 ) -> StreamingResponse:
     note = await _found(runs, access, thread_id, run_id)
-    return _stream(runs, streaming, note, last_event_id, cancels=cancel_on_disconnect, modes=_modes(stream_mode))
+    return stream_response(
+        runs, streaming, note, last_event_id, cancels=cancel_on_disconnect, modes=_modes(stream_mode)
+    )
 
 
 # Ending
@@ -197,7 +185,7 @@ async def cancel_run(
     await _check_may_change(access, thread_id)
     note = await _found(runs, access, thread_id, run_id)
     await runs.cancel(note, action)
-    return _result(runs, streaming, access, note) if wait else Response(status_code=202)
+    return result_response(runs, streaming, access, note) if wait else Response(status_code=202)
 
 
 @router.post("/runs/cancel", status_code=204)
@@ -237,10 +225,6 @@ async def _check_may_change(access: Access, thread_id: str) -> Session:
     return await session.aupdate()
 
 
-def _path(note: RunNote) -> str:
-    return f"/threads/{note.thread_id}/runs/{note.run_id}"
-
-
 def _modes(given: Sequence[str] | None) -> frozenset[str]:
     """The stream modes of a query: one, several, or JSON with several, as the clients write it."""
     found: list[str] = []
@@ -251,82 +235,3 @@ def _modes(given: Sequence[str] | None) -> frozenset[str]:
             parsed = text
         found += parsed if isinstance(parsed, list) else [text]
     return frozenset("messages" if mode == "messages-tuple" else str(mode) for mode in found)
-
-
-def _is_of(event: Event, modes: frozenset[str]) -> bool:
-    name = event.name.split("|")[0].split("/")[0]
-    return not modes or name in modes or name in ("metadata", "error")
-
-
-def _stream(
-    runs: RunService,
-    streaming: Stream,
-    note: RunNote,
-    after: str | None,
-    *,
-    cancels: bool,
-    modes: frozenset[str] = frozenset(),
-) -> StreamingResponse:
-    """The events of a run after one of them, until its end.
-
-    Args:
-        cancels: the run is cancelled if the client leaves before that.
-    """
-
-    async def body() -> AsyncIterator[bytes]:
-        is_over = False
-        try:
-            async with aclosing(runs.follow(note, after)) as events:
-                async for event in events:
-                    if event is None:
-                        yield b": heartbeat\r\n\r\n"
-                    elif _is_of(event, modes):
-                        yield event.frame()
-            is_over = True
-        except SessionError as error:
-            yield _error_frame(error_of(error))
-        finally:
-            if cancels and not is_over:
-                runs.cancel_soon(note)
-
-    def farewell(why: dict[str, str]) -> bytes:
-        return _error_frame({"error": why["error"], "message": why["detail"]})
-
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **_locations(note, "stream")}
-    return _Body(streaming.while_allowed(body(), farewell=farewell), media_type="text/event-stream", headers=headers)
-
-
-def _error_frame(error: dict[str, str]) -> bytes:
-    return b"event: error\r\ndata: %b\r\n\r\n" % json_bytes(error)
-
-
-def _result(
-    runs: RunService, streaming: Stream, access: UserSessions | Sessions, note: RunNote, *, cancels: bool = False
-) -> StreamingResponse:
-    """The result of a run, after its end. Until then spaces, which JSON allows, keep the connection open."""
-
-    async def body() -> AsyncIterator[bytes]:
-        is_over = False
-        try:
-            async with aclosing(runs.until_done_with_pauses(note)) as waiting:
-                async for ended in waiting:
-                    if ended is None:
-                        yield b"\n"
-                    else:
-                        is_over = True
-                        yield await runs.result(access, ended)
-        except SessionError as error:
-            yield json_bytes({"__error__": error_of(error)})
-        finally:
-            if cancels and not is_over:
-                runs.cancel_soon(note)
-
-    def farewell(why: dict[str, str]) -> bytes:
-        return json_bytes({"__error__": {"error": why["error"], "message": why["detail"]}})
-
-    allowed = streaming.while_allowed(body(), farewell=farewell)
-    return _Body(allowed, media_type="application/json", headers=_locations(note, "join"))
-
-
-def _locations(note: RunNote, what: str) -> dict[str, str]:
-    return {"Location": f"{_path(note)}/{what}", "Content-Location": _path(note)}

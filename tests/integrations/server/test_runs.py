@@ -275,6 +275,31 @@ async def test_a_client_that_leaves_decides_what_becomes_of_its_run(served: Serv
     assert (await client.runs.get("t", run["run_id"]))["status"] == status
 
 
+async def test_the_stream_of_a_thread_has_the_runs_that_come(served: Served) -> None:
+    client = served.client()
+    served.open()
+    async with asyncio.timeout(20):
+        first = await hold(client, "a")
+        stream = await client.threads.join_stream("t")
+        async with aclosing(stream):
+            await anext(stream)
+            served.let_go("a")
+            second = await client.runs.create("t", GRAPH, input=say("two"))
+            is_last = lambda part: part.data == {"status": "run_done", "run_id": second["run_id"]}  # noqa: E731
+            parts = await until(stream, is_last)
+        done = [part.data["run_id"] for part in parts if part.event == "metadata" and "status" in part.data]
+        assert done == [first, second["run_id"]]
+        assert texts([part for part in parts if part.event == "values"][-1].data)[-3:] == [
+            "two",
+            "you said two",
+            "yours",
+        ]
+        values = [part for part in parts if part.event == "values"]
+        async with aclosing(await client.threads.join_stream("t", last_event_id=values[0].id)) as again:
+            missed = await until(again, lambda part: part.id == values[-1].id)
+        assert [part for part in missed if part.event == "values"] == values[1:]
+
+
 # Others
 
 
