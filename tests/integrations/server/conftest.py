@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[3]
 SERVER = Path(__file__).parents[2] / "support" / "http_server.py"
-
-Serve = Callable[..., AbstractContextManager[str]]
 
 
 @contextmanager
@@ -40,9 +38,9 @@ def serving(url: object, **environment: str) -> Iterator[str]:
         assert process.wait(timeout=30) == 0
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory, migrated_file: Path) -> Iterator[str]:
-    """The address of one server over SQLite for all tests of a module, which name users or threads of their own.
+    """The address of one server over SQLite for all tests, which name users or threads of their own.
 
     The caller is the user whom the header ``x-user`` names, an operator with ``x-operator``, in the groups of
     ``x-groups``.
