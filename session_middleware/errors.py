@@ -31,6 +31,12 @@
     ├── UnknownStrategy       (ValueError)       prune() names an unknown strategy
     ├── UnknownGrouping       (ValueError)       usage() names an unknown key to sum by
     ├── UnserializableValue   (TypeError)        a value that cannot be stored or restored
+    ├── ToolNotFound          (LookupError)      an MCP server has no such tool
+    ├── InvalidToolArguments  (ValueError)       the arguments do not conform to the tool's schema
+    ├── ToolFailed            (RuntimeError)     the tool itself reported an error
+    ├── ToolTimedOut          (TimeoutError)     the tool took too long
+    ├── ToolServerFailed      (RuntimeError)     an MCP server did not start, or ended
+    ├── ServerUnavailable     (ConnectionError)  a server of sessions cannot be reached, or failed
     └── StorageError          (OSError)          the database is missing, damaged, full or not ours
 
 A constructor takes facts and builds the sentence, which ends with what to do. An engine maps its driver's
@@ -340,6 +346,53 @@ class UnserializableValue(SessionError, TypeError):
         self.problem = problem
         self.advice = advice
         super().__init__(f"{problem}; {advice}")
+
+
+class ToolNotFound(SessionError, LookupError):
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"there is no tool {reprlib.repr(name)}; list the tools of the session")
+
+
+class InvalidToolArguments(SessionError, ValueError):
+    """The tool was not called."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        self.name, self.problem = name, problem
+        super().__init__(f"the arguments of {name!r} are not valid ({problem}); see its input schema")
+
+
+class ToolFailed(SessionError, RuntimeError):
+    """`text` is that of the tool."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name, self.text = name, text
+        super().__init__(f"the tool {name!r} failed: {text}")
+
+
+class ToolTimedOut(SessionError, TimeoutError):
+    """The tool may still have its effect."""
+
+    def __init__(self, name: str, seconds: float | None = None) -> None:
+        self.name = name
+        after = "" if seconds is None else f" within {seconds:g} s"
+        super().__init__(f"{name or 'the MCP server'} did not answer{after}; ask for less, or raise call_timeout")
+
+
+class ToolServerFailed(SessionError, RuntimeError):
+    """The process of an MCP server failed. The next call starts a new one in the same folder."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+        super().__init__(f"the MCP server {problem}; call again to start a new one")
+
+
+class ServerUnavailable(SessionError, ConnectionError):
+    """A server of sessions could not be reached, or gave no answer of its own."""
+
+    def __init__(self, url: str, problem: str) -> None:
+        self.url, self.problem = url, problem
+        super().__init__(f"{url}: {problem}; check that the server runs, and try again")
 
 
 class StorageError(SessionError, OSError):

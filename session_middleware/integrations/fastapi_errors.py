@@ -36,6 +36,10 @@ STATUSES: Mapping[type[Exception], int] = {  # a subclass has the status of the 
     errors.UnknownStatus: 422,
     errors.UnknownGrouping: 422,
     errors.SessionLimitReached: 429,
+    errors.ToolNotFound: 404,
+    errors.InvalidToolArguments: 422,
+    errors.ToolServerFailed: 502,
+    errors.ToolTimedOut: 504,
     errors.SessionError: 500,
     errors.StorageError: 503,
 }

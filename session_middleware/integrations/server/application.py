@@ -24,6 +24,7 @@ from session_middleware.integrations.server import (
     threads,
     unsupported,
 )
+from session_middleware.integrations.server.gateway_settings import Gateway
 from session_middleware.integrations.server.identity import Authenticate, Authentication, LoopbackUser
 from session_middleware.integrations.server.limits import Limits, RequestRates
 from session_middleware.integrations.server.problems import add_validation_handler
@@ -39,6 +40,7 @@ def app(
     authenticate: Authenticate | None = None,
     origins: Sequence[str] = (),
     limits: Limits = Limits(),  # noqa: B008 - it is frozen
+    gateway: Gateway | None = None,
 ) -> FastAPI:
     """An app of FastAPI that serves `sessions`, alone or mounted into another app.
 
@@ -49,6 +51,7 @@ def app(
         origins: the web pages that may call, such as ``"https://chat.example"``, or ``"*"`` for all, which then send
             no cookies. Without `authenticate`, pages that this machine serves may call too.
         limits: of the size of requests, and of each user.
+        gateway: the MCP server of which each session gets a process; it needs the extra ``mcp`` too.
     """
     attached = {name: sessions.attach(graph) for name, graph in (graphs or {}).items()}
     made = FastAPI(title="session-middleware", version=__version__, max_body_size=limits.body_bytes, lifespan=_lifespan)
@@ -60,6 +63,8 @@ def app(
     add_error_handler(made)
     add_validation_handler(made)
     _add_routes(made)
+    if gateway is not None:
+        _add_gateway(made, gateway)
     return made
 
 
@@ -88,6 +93,15 @@ async def _lifespan(made: FastAPI) -> AsyncIterator[None]:
     """End the work of the app with its server. Work begins with the first request, so a mounted app needs no start."""
     yield
     await made.state.runs.close()
+    if hasattr(made.state, "gateway"):
+        await made.state.gateway.close()
+
+
+def _add_gateway(made: FastAPI, settings: Gateway) -> None:
+    from session_middleware.integrations.server import gateway  # which imports the SDK of MCP
+
+    made.state.gateway = gateway.GatewayService(made.state.server.sessions, settings)
+    made.include_router(gateway.router)
 
 
 def _add_routes(made: FastAPI) -> None:
