@@ -99,9 +99,17 @@ class _Resource:
             self.opened.set_exception(error)
             raise
 
-    async def serve(self, open: Callable[[], Awaitable[Any]], offload: StorageExecutor) -> None:
-        """Open an asynchronous resource, and close it after `close` was called or the task was cancelled."""
+    async def serve(
+        self, open: Callable[[], Awaitable[Any]], offload: StorageExecutor, after: _Resource | None
+    ) -> None:
+        """Open an asynchronous resource, and close it after `close` was called or the task was cancelled.
+
+        Args:
+            after: an earlier one under the same key, which is being closed.
+        """
         try:
+            if after is not None:
+                await after.has_closed()
             if self.use is not None:
                 await offload.run(self.use.acquire)
             self.opened.set_result(value := await open())
@@ -131,6 +139,11 @@ class _Resource:
             self.opened.add_done_callback(self._close_opened)
         elif not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self._closing.set)
+
+    async def has_closed(self) -> None:
+        """Wait for the task of an asynchronous one."""
+        if self.loop is not None and self.process == os.getpid() and not self.loop.is_closed():
+            await asyncio.shield(asyncio.wrap_future(self.closed))
 
     def wait_closed(self, until: float) -> None:
         """Wait for the task of an asynchronous one, except on an event loop, until this monotonic time."""
@@ -167,6 +180,7 @@ class Resources:
         self._offload, self._limit = offload, limit
         self._lock = threading.Lock()
         self._open: dict[Key, _Resource] = {}
+        self._closing: weakref.WeakValueDictionary[Key, _Resource] = weakref.WeakValueDictionary()
         weakref.finalize(self, _close_all, self._open)  # also at exit
 
     def get(
@@ -197,7 +211,7 @@ class Resources:
         await self._offload.run(self._make_way, key)
         resource = self._entry(key, new := _Resource(close, loop, use))
         if resource is new:  # no `await` before: a cancelled call would leave a resource that is never opened
-            resource.task = loop.create_task(resource.serve(open, self._offload))
+            resource.task = loop.create_task(resource.serve(open, self._offload, self._closing.get(key)))
         value = await asyncio.shield(asyncio.wrap_future(resource.opened))
         is_ours = resource is new or resource.use is None or await self._offload.run(resource.use.is_held)
         if not is_ours:
@@ -212,18 +226,19 @@ class Resources:
     def close_where(self, matches: Callable[[Key], bool]) -> None:
         with self._lock:
             keys = list(self._open)
-            closing = [self._open.pop(key) for key in filter(matches, keys)]
-        _close_each(closing)
+            closing = {key: self._open.pop(key) for key in filter(matches, keys)}
+            self._closing.update(closing)
+        _close_each(closing.values())
 
     async def aclose(self, key: Key) -> None:
         """Close one resource, and wait until it is closed."""
         with self._lock:
-            resource = self._open.pop(key, None)
-        if resource is None:
-            return
+            resource = self._open.pop(key, None) or self._closing.get(key)
+            if resource is None:
+                return
+            self._closing[key] = resource
         await self._offload.run(resource.begin_close)
-        if resource.loop is not None and not resource.loop.is_closed():
-            await asyncio.shield(asyncio.wrap_future(resource.closed))
+        await resource.has_closed()
 
     def close_all(self) -> None:
         _close_all(self._open)
