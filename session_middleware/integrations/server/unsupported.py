@@ -9,6 +9,7 @@ from fastapi import APIRouter, HTTPException
 router = APIRouter(include_in_schema=False)
 
 _CRONS = ("/runs/crons", "/runs/crons/{part:path}", "/threads/{thread_id}/runs/crons")
+_PROTOCOL = ("/threads/{thread_id}/commands", "/threads/{thread_id}/stream/events")  # of the clients' threads.stream()
 _CHANGES = {
     "/assistants": "POST",
     "/assistants/{assistant_id}": "PATCH DELETE",
@@ -20,6 +21,10 @@ async def _refuse_crons() -> NoReturn:
     raise HTTPException(501, "this server has no crons; let a scheduler, such as cron, create runs with the client")
 
 
+async def _refuse_protocol() -> NoReturn:
+    raise HTTPException(501, "this server has no threads.stream(); stream a run with runs.stream() instead")
+
+
 async def _refuse_changes() -> NoReturn:
     sentence = "the assistants are the graphs that the server was started with; change them there"
     raise HTTPException(405, sentence)
@@ -27,5 +32,7 @@ async def _refuse_changes() -> NoReturn:
 
 for _path in _CRONS:
     router.add_api_route(_path, _refuse_crons, methods=["GET", "POST", "PATCH", "DELETE"], response_model=None)
+for _path in _PROTOCOL:
+    router.add_api_route(_path, _refuse_protocol, methods=["GET", "POST"], response_model=None)
 for _path, _methods in _CHANGES.items():
     router.add_api_route(_path, _refuse_changes, methods=_methods.split(), response_model=None)

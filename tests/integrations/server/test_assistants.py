@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import httpx
 import pytest
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph_sdk import get_sync_client
@@ -84,6 +85,9 @@ def test_what_the_server_does_not_have_is_refused_in_a_sentence(client: SyncLang
     with pytest.raises(InternalServerError, match="this server has no crons") as refused:
         client.crons.create("agent", schedule="* * * * *")
     assert refused.value.status_code == 501
+    for path in ("commands", "stream/events"):
+        answer = httpx.post(f"{served}/threads/t/{path}", headers={"x-user": "alice"})
+        assert (answer.status_code, "runs.stream()" in answer.json()["detail"]) == (501, True)
     with get_sync_client(url=served) as nobody, pytest.raises(AuthenticationError):
         nobody.assistants.search()
 
