@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from session_middleware import Sessions
     from session_middleware.integrations.mcp_server import Caller
+    from session_middleware.integrations.mcp_server.identity import CallerVerifier
     from session_middleware.integrations.server import Authenticate
 
 _GRACE_SECONDS = 3  # that open streams have to end in after Ctrl-C
@@ -254,7 +255,8 @@ def _names(graphs: dict[str, Any]) -> str:
 @click.option(
     "--auth",
     metavar="MODULE:OBJECT",
-    help="With --http: a TokenVerifier of the MCP SDK, which finds out who calls. Needed where others can call.",
+    help="With --http: finds out who calls, a TokenVerifier of the MCP SDK or a JwtVerifier. Needed where others can"
+    " call.",
 )
 def mcp_command(db: str | None, user_id: str | None, groups: str, *, http: bool, **where: Any) -> None:
     """Serve sessions as tools of the Model Context Protocol, over stdin and stdout or over HTTP."""
@@ -297,7 +299,7 @@ def _mcp_caller(user_id: str | None, groups: str) -> Caller | None:
     return Caller(owner_id_of("--user", user_id), owner_ids_of("--groups", group_ids))
 
 
-def _token_verifier(host: str, user_id: str | None, auth: str | None) -> TokenVerifier | None:
+def _token_verifier(host: str, user_id: str | None, auth: str | None) -> TokenVerifier | CallerVerifier | None:
     """The verifier that `auth` names. Raises `click.UsageError` where anybody on the network would be one user."""
     from session_middleware.cli.loading import import_object
 
@@ -307,8 +309,9 @@ def _token_verifier(host: str, user_id: str | None, auth: str | None) -> TokenVe
     if user_id is not None:
         raise click.UsageError("--auth says who calls, so there is no --user; give one of them")
     found = import_object("--auth", auth)
-    if not callable(getattr(found, "verify_token", None)):
-        raise click.ClickException(f"--auth {auth!r} has no verify_token(token); name a TokenVerifier of the MCP SDK")
+    if not any(callable(getattr(found, name, None)) for name in ("verify_token", "caller_of")):
+        advice = "name a TokenVerifier of the MCP SDK, or a JwtVerifier"
+        raise click.ClickException(f"--auth {auth!r} has no verify_token(token); {advice}")
     return found  # type: ignore[no-any-return]
 
 

@@ -308,6 +308,33 @@ async def test_the_identity_comes_from_the_verified_token(sessions: Sessions) ->
             pass
 
 
+async def test_the_jwt_verifier_of_the_http_server_finds_user_groups_and_operators(sessions: Sessions) -> None:
+    jwt = pytest.importorskip("jwt")
+    pytest.importorskip("fastapi")
+    from session_middleware.integrations.server import JwtVerifier
+
+    secret = "a secret of thirty-two bytes or more"
+    verifier = JwtVerifier(
+        issuer="us",
+        audience="mcp",
+        keys=secret,
+        algorithms=("HS256",),
+        groups_claim="groups",
+        is_operator=lambda claims: claims["sub"] == "root",
+    )
+    claims = {"iss": "us", "aud": "mcp", "exp": 2**32, "groups": ["team"]}
+    sessions.open("shared", user_id="bob", group_id="team", visibility="group")
+    for user in ("alice", "root"):
+        made = server(sessions, token_verifier=verifier)
+        async with as_user(made, jwt.encode(claims | {"sub": user}, secret, "HS256")) as call:
+            assert [each["id"] for each in (await call("list_sessions"))["sessions"]] == ["shared"]
+            result = await call.client.call_tool("cleanup_sessions", {})
+            assert isinstance(result, CallToolResult)
+            assert result.is_error == (user == "alice")
+    async with asgi(server(sessions, token_verifier=verifier), Authorization="Bearer nonsense") as http:
+        assert (await http.post("/mcp", json=TOOLS_LIST, headers=JSON)).status_code == 401
+
+
 async def test_a_revoked_user_is_refused_at_the_next_call(sessions: Sessions) -> None:
     async with inside(server(sessions, "alice")) as call:
         made = await call("create_session")

@@ -18,7 +18,13 @@ from starlette.applications import Starlette
 from session_middleware import __version__
 from session_middleware.errors import InvalidArgument, SessionError, SessionNotFound
 from session_middleware.integrations.mcp_server import record_tools, session_tools
-from session_middleware.integrations.mcp_server.identity import Caller, Identification, IdentityOf
+from session_middleware.integrations.mcp_server.identity import (
+    Caller,
+    CallerVerifier,
+    Identification,
+    IdentityOf,
+    token_verifier_of,
+)
 from session_middleware.integrations.mcp_server.resources import add_resources
 from session_middleware.integrations.mcp_server.sentences import arguments_text, error_text
 from session_middleware.sessions import Sessions
@@ -93,7 +99,7 @@ def server(
     sessions: Sessions,
     identity: str | Caller | IdentityOf | None = None,
     *,
-    token_verifier: TokenVerifier | None = None,
+    token_verifier: TokenVerifier | CallerVerifier | None = None,
     auth: AuthSettings | None = None,
 ) -> SessionServer:
     """An MCP server for `sessions`: ``server(sessions).run("stdio")``, or ``server(sessions).streamable_http_app()``.
@@ -103,7 +109,8 @@ def server(
             the `Caller`, or ``None`` to refuse it. By default over stdio the operator, who has access to all sessions;
             over HTTP the user ``local``, for the loopback address only; and with a `token_verifier` the token's
             subject, whose groups are in its claim ``groups``.
-        token_verifier: the SDK's, which verifies the bearer token of each HTTP request.
+        token_verifier: the SDK's, which verifies the bearer token of each HTTP request; or the HTTP server's
+            `JwtVerifier`, which also knows groups and operators.
         auth: the SDK's settings, with which clients find the server that issues tokens; not needed for tokens that
             they have already.
     """
@@ -117,10 +124,11 @@ def server(
         title="Sessions",
         version=__version__,
         instructions=_INSTRUCTIONS,
-        token_verifier=token_verifier,
+        token_verifier=None if token_verifier is None else token_verifier_of(token_verifier),
         auth=auth,
         tools=[*session_tools.TOOLS, *record_tools.TOOLS],
         middleware=[Identification(sessions, caller, has_tokens=token_verifier is not None)],
+        subscriptions=False,  # nothing is announced, so no client needs to keep a stream open
         log_level="WARNING",
     )
     add_resources(made)

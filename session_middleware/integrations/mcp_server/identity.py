@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Protocol
 
 from mcp.server.auth.middleware.auth_context import get_access_token
-from mcp.server.auth.provider import AccessToken
+from mcp.server.auth.provider import AccessToken, TokenVerifier
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.shared.exceptions import MCPError
 from mcp.types import INVALID_REQUEST
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from session_middleware.sessions import Sessions
 from session_middleware.user_sessions import UserSessions
+
+logger = logging.getLogger("session_middleware")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,40 @@ class Caller:
 
 IdentityOf = Callable[[AccessToken], Caller | Awaitable[Caller | None] | None]
 
+
+class CallerVerifier(Protocol):
+    """Finds the caller of a token, as `JwtVerifier` of the HTTP server does. Raises `HTTPException` for another one."""
+
+    async def caller_of(self, token: str) -> Any: ...
+
+
+class _CallersToken(AccessToken):
+    caller: Caller
+
+
+class _Verifier:
+    """A `CallerVerifier` as the SDK's `TokenVerifier`."""
+
+    def __init__(self, verifier: CallerVerifier) -> None:
+        self._verifier = verifier
+
+    async def verify_token(self, token: str) -> AccessToken | None:
+        try:
+            found = await self._verifier.caller_of(token)
+        except HTTPException as error:
+            if error.status_code >= 500:
+                logger.warning("a token cannot be verified: %s", error.detail)
+            return None
+        caller = Caller(found.user_id, tuple(found.group_ids), found.is_operator)
+        return _CallersToken(token=token, client_id=caller.user_id, scopes=[], subject=caller.user_id, caller=caller)
+
+
+def token_verifier_of(verifier: TokenVerifier | CallerVerifier) -> TokenVerifier:
+    if hasattr(verifier, "verify_token"):
+        return verifier  # type: ignore[return-value]  # checked
+    return _Verifier(verifier)
+
+
 LOCAL = Caller("local")  # over HTTP without tokens
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")  # what a proxy adds
 _access: ContextVar[Sessions | UserSessions] = ContextVar("session_middleware_mcp_access")
@@ -47,6 +85,8 @@ def current_access() -> Sessions | UserSessions:
 
 def subject_of(token: AccessToken) -> Caller | None:
     """The subject of a token, and the groups that its claim ``groups`` lists; without a subject nobody."""
+    if isinstance(token, _CallersToken):
+        return token.caller
     if not token.subject:
         return None
     groups = (token.claims or {}).get("groups")
