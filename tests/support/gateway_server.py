@@ -1,4 +1,4 @@
-"""A process that serves sessions with counters, for tests: ``gateway_server.py DATABASE FOLDER``.
+"""A process that serves sessions with counters, for tests: ``gateway_server.py DATABASE FOLDER [PORT]``.
 
 It prints its address once it listens. Headers name the caller: ``x-user``, ``x-groups``, and ``x-operator``.
 """
@@ -23,8 +23,8 @@ def gateway(folder: Path | str, **settings: object) -> Gateway:
     return Gateway(sys.executable, args=(COUNTER, "{data_dir}"), data_dir=data_dir, **settings)  # type: ignore[arg-type]
 
 
-def main(url: str, folder: str) -> None:
-    with Sessions(url) as sessions, socket.create_server(("127.0.0.1", 0), backlog=2048) as listening:
+def main(url: str, folder: str, port: str = "0") -> None:
+    with Sessions(url) as sessions, socket.create_server(("127.0.0.1", int(port)), backlog=2048) as listening:
         asgi = app(sessions, authenticate=caller_of, gateway=gateway(folder))
         print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
         uvicorn.Server(uvicorn.Config(asgi, log_level="warning", timeout_graceful_shutdown=3)).run(sockets=[listening])
