@@ -283,7 +283,7 @@ class Repairs:
             return found, calls
         version = saver.get_next_version(max(found.checkpoint["channel_versions"].values()), None)
         checkpoint, metadata, new_versions = child_of(found, changed, version=version)
-        at: RunnableConfig = {**config, "configurable": config["configurable"] | found.config["configurable"]}
+        at = _of_no_run({**config, "configurable": config["configurable"] | found.config["configurable"]})
         saver.store(at, context, checkpoint, metadata, new_versions)
         checkpoint_id = at["configurable"]["checkpoint_id"] = checkpoint["id"]
         self._storage.append_repair(
@@ -323,6 +323,15 @@ class Repairs:
 
 def _in_namespace(config: RunnableConfig, namespace: str) -> RunnableConfig:
     return {**config, "configurable": {**config["configurable"], "checkpoint_ns": namespace}}
+
+
+def _of_no_run(config: RunnableConfig) -> RunnableConfig:
+    """The config without a run id: LangGraph takes a run that finds its own id in a checkpoint for a resumed one."""
+    configurable, metadata = (
+        {name: value for name, value in (part or {}).items() if name != "run_id"}
+        for part in (config.get("configurable"), config.get("metadata"))
+    )
+    return {**config, "configurable": configurable, "metadata": metadata}
 
 
 def _has_new_input(given: Any, context: RunContext, config: RunnableConfig, found: CheckpointTuple | None) -> bool:

@@ -118,6 +118,17 @@ async def test_the_part_of_a_step_that_was_finished_is_not_lost(
     assert list(answers(graph, config).values()) == ["tea is nice", INTERRUPTED]
 
 
+@pytest.mark.parametrize("part", ["metadata", "configurable"])
+async def test_new_input_of_a_run_whose_config_has_its_id_is_not_lost(
+    part: str, sessions: Sessions, price: Any
+) -> None:
+    """LangGraph's server sets this id. LangGraph resumes, without its input, a run whose id a checkpoint has."""
+    graph, config = sessions.attach(tool_graph(price)), sessions.config("t")
+    await cut_off(invoke, graph, {**config, part: config[part] | {"run_id": "run-1"}})
+    state = graph.invoke(human("hello"), {**config, part: config[part] | {"run_id": "run-2"}})
+    assert [m.type for m in state["messages"]] == ["human", "ai", "tool", "tool", "human", "ai"]
+
+
 async def test_it_is_a_checkpoint_of_its_own_with_an_event(sessions: Sessions, price: Any) -> None:
     graph, config = sessions.attach(tool_graph(price)), sessions.config("t")
     await cut_off(invoke, graph, config)
