@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
+from docs.generators import dictionary
 from session_middleware.cli.main import cli
 from session_middleware.storage.sql.tables import tables
 from tests.support.postgres import Server
@@ -68,3 +69,18 @@ def test_every_table_is_in_the_table_of_partitions_by_the_column_that_is_used(po
     assert used.keys() == stated.keys()
     for table, column in used.items():
         assert f"`{column}`" in stated[table] or stated[table] == "their id"
+
+
+def test_every_column_has_its_meaning_on_the_server(postgres_server: Server) -> None:
+    with postgres_server.database() as url, psycopg.connect(url) as connection:
+        rows = connection.execute("""
+            SELECT c.relname, a.attname, col_description(c.oid, a.attnum)
+            FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
+            WHERE c.relnamespace = 'session_middleware'::regnamespace AND c.relkind = 'r' AND a.attnum > 0
+        """).fetchall()
+    found = {(table, column): meaning for table, column, meaning in rows if table != "migrations"}
+    assert found == {
+        (table, name): column.meaning
+        for table, columns in dictionary.schema().items()
+        for name, column in columns.items()
+    }

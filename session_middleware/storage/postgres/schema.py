@@ -19,6 +19,7 @@ NAME = "session_middleware"
 _MIGRATION = "m001_initial"
 _TABLE = re.compile(r"\s*CREATE TABLE (\w+)")
 _NUMBERED = re.compile(r"\b(\w+) INTEGER PRIMARY KEY(?! CHECK)")  # SQLite's rowid
+_MEANING = re.compile(r"^\s*(\w+) [A-Z].*? -- (.*)$", re.MULTILINE)
 _KEY = re.compile(r"(?:PRIMARY KEY|UNIQUE) \((\w+)|(\w+)(?: [A-Z]+)+ (?:PRIMARY KEY|UNIQUE)")
 _WORDS = tuple(
     (re.compile(pattern), word)
@@ -39,6 +40,7 @@ def statements(partitions: int = 0) -> list[str]:
     for statement in TABLES:
         if table := _TABLE.match(statement):
             found += map(_translated, _created(table[1], statement, partitions))
+            found += _comments(table[1], statement)
         elif not statement.lstrip().startswith("CREATE TRIGGER"):
             found.append(_translated(statement))
     triggers = _read("triggers.sql").format(version_columns=_version_columns())
@@ -63,6 +65,13 @@ def _created(table: str, statement: str, partitions: int) -> Iterator[str]:
     for part in range(partitions):
         values = f"WITH (MODULUS {partitions}, REMAINDER {part})"
         yield f"CREATE TABLE {table}_{part} PARTITION OF {table} FOR VALUES {values}"
+
+
+def _comments(table: str, statement: str) -> Iterator[str]:
+    """Keep what each column means, which SQLite keeps with the text of the table; ``\\d+`` of `psql` shows it."""
+    for column, meaning in _MEANING.findall(statement):
+        text = meaning.replace("'", "''")
+        yield f"COMMENT ON COLUMN {table}.{column} IS '{text}'"
 
 
 def _translated(statement: str) -> str:
