@@ -186,6 +186,12 @@ async def respond(asgi: ASGIApp, listening: socket.socket) -> None:
     default=33_554_432,
     help="The largest request. [default: 32 MiB]",
 )
+@click.option(
+    "--metrics-token",
+    envvar="SESSION_SERVER_METRICS_TOKEN",
+    metavar="TOKEN",
+    help="Reads /metrics from other machines. [default: SESSION_SERVER_METRICS_TOKEN]",
+)
 def serve(
     db: str | None,
     apps: tuple[str, ...],
@@ -194,6 +200,7 @@ def serve(
     user_id: str | None,
     auth: str | None,
     origins: tuple[str, ...],
+    metrics_token: str | None,
     **limits: Any,
 ) -> None:
     """Serve sessions and graphs over HTTP, as clients of LangGraph's server expect them."""
@@ -211,7 +218,13 @@ def serve(
         async with AsyncExitStack() as stack:
             graphs = await _attached(sessions, found, stack)
             chosen = server.Limits(**limits)
-            made = server.app(sessions, graphs, authenticate=authenticate, origins=origins, limits=chosen)
+            made = server.app(
+                *(sessions, graphs),
+                authenticate=authenticate,
+                origins=origins,
+                limits=chosen,
+                metrics_token=metrics_token,
+            )
             say(f"serving {_names(graphs)} on {url_of(listening)}; Ctrl-C ends it")
             await respond(made, listening)
 

@@ -17,6 +17,7 @@ from session_middleware.integrations.server import (
     assistants,
     follow,
     info,
+    metrics,
     runs,
     store,
     thread_states,
@@ -27,6 +28,7 @@ from session_middleware.integrations.server import (
 from session_middleware.integrations.server.gateway_settings import Gateway
 from session_middleware.integrations.server.identity import Authenticate, Authentication, LoopbackUser
 from session_middleware.integrations.server.limits import Limits, RequestRates
+from session_middleware.integrations.server.metrics import Metrics
 from session_middleware.integrations.server.problems import add_validation_handler
 from session_middleware.integrations.server.run_service import RunService
 from session_middleware.integrations.server.server_state import Server
@@ -41,6 +43,7 @@ def app(
     origins: Sequence[str] = (),
     limits: Limits = Limits(),  # noqa: B008 - it is frozen
     gateway: Gateway | None = None,
+    metrics_token: str | None = None,
 ) -> FastAPI:
     """An app of FastAPI that serves `sessions`, alone or mounted into another app.
 
@@ -52,12 +55,15 @@ def app(
             no cookies. Without `authenticate`, pages that this machine serves may call too.
         limits: of the size of requests, and of each user.
         gateway: the MCP server of which each session gets a process; it needs the extra ``mcp`` too.
+        metrics_token: with which ``/metrics`` is read, beside operators and programs of this machine.
     """
-    attached = {name: sessions.attach(graph) for name, graph in (graphs or {}).items()}
+    observed = Metrics(sessions)
+    attached = {name: _observed(sessions.attach(graph), observed) for name, graph in (graphs or {}).items()}
     made = FastAPI(title="session-middleware", version=__version__, max_body_size=limits.body_bytes, lifespan=_lifespan)
     authentication = Authentication(authenticate or LoopbackUser(), sessions, RequestRates(limits.requests_per_minute))
     streams = OpenStreams(sessions, per_user=limits.streams_per_user)
     made.state.server = Server(sessions, attached, authentication, streams)
+    made.state.metrics, made.state.metrics_token = observed, metrics_token
     made.state.runs = RunService(made.state.server)
     _allow_origins(made, origins, local=isinstance(authentication.authenticate, LoopbackUser))
     add_error_handler(made)
@@ -66,6 +72,10 @@ def app(
     if gateway is not None:
         _add_gateway(made, gateway)
     return made
+
+
+def _observed(graph: Pregel[Any, Any, Any, Any], observed: Metrics) -> Pregel[Any, Any, Any, Any]:
+    return graph.with_config({"callbacks": [observed]})
 
 
 _LOCAL_PAGE = r"https?://(localhost|[a-z0-9.-]+\.localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?"
@@ -113,5 +123,6 @@ def _add_routes(made: FastAPI) -> None:
     made.include_router(thread_states.router)
     made.include_router(store.router)
     made.include_router(follow.router)
+    made.include_router(metrics.router)
     made.include_router(runs.router)
     made.include_router(thread_stream.router)
