@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from session_middleware import Sessions
     from session_middleware.integrations.mcp_server import Caller
     from session_middleware.integrations.mcp_server.identity import CallerVerifier
-    from session_middleware.integrations.server import Authenticate
+    from session_middleware.integrations.server import Authenticate, Gateway
 
 _GRACE_SECONDS = 3  # that open streams have to end in after Ctrl-C
 
@@ -177,6 +178,14 @@ async def respond(asgi: ASGIApp, listening: socket.socket) -> None:
     help="A web page that may call, such as https://chat.example, or *; may be repeated. [default: without --auth,"
     " those of this machine]",
 )
+@click.option(
+    "--mcp",
+    metavar="COMMAND",
+    help="An MCP server of which each session gets a process, such as 'python tools.py {data_dir}'.",
+)
+@click.option(
+    "--mcp-data", metavar="PATH", help="The folder {data_dir} of a session. [default: mcp-data/{user_id}/{session_id}]"
+)
 @click.option("--requests-per-minute", metavar="N", type=click.IntRange(1), help="Of each user. [default: no limit]")
 @click.option("--streams-per-user", metavar="N", type=click.IntRange(1), help="Open at once. [default: no limit]")
 @click.option(
@@ -201,6 +210,8 @@ def serve(
     auth: str | None,
     origins: tuple[str, ...],
     metrics_token: str | None,
+    mcp: str | None,
+    mcp_data: str | None,
     **limits: Any,
 ) -> None:
     """Serve sessions and graphs over HTTP, as clients of LangGraph's server expect them."""
@@ -214,6 +225,8 @@ def serve(
     authenticate = identity_of(host, user_id, auth)
     found = {name: (target, import_object("--app", target)) for name, target in graph_names(apps).items()}
 
+    gateway = _gateway(mcp, mcp_data)
+
     async def run(sessions: Sessions, listening: socket.socket) -> None:
         async with AsyncExitStack() as stack:
             graphs = await _attached(sessions, found, stack)
@@ -224,12 +237,28 @@ def serve(
                 origins=origins,
                 limits=chosen,
                 metrics_token=metrics_token,
+                gateway=gateway,
             )
             say(f"serving {_names(graphs)} on {url_of(listening)}; Ctrl-C ends it")
             await respond(made, listening)
 
     with opened_as_app(db) as sessions, closing(listen(host, port)) as listening, _ended_by_signals():
         asyncio.run(run(sessions, listening))
+
+
+def _gateway(command: str | None, data_dir: str | None) -> Gateway | None:
+    """The settings of the gateway. Raises `click.UsageError` for a command that cannot be split."""
+    from session_middleware.integrations.server import Gateway
+
+    if command is None:
+        if data_dir is not None:
+            raise click.UsageError("--mcp-data needs --mcp; name the MCP server whose folder it is")
+        return None
+    try:
+        program, *args = shlex.split(command)
+    except ValueError as error:
+        raise click.UsageError(f"--mcp {command!r} is no command; write one such as 'python tools.py'") from error
+    return Gateway(program, args=tuple(args), data_dir=data_dir or Gateway.data_dir)
 
 
 async def _attached(sessions: Sessions, found: dict[str, tuple[str, Any]], stack: AsyncExitStack) -> dict[str, Any]:
