@@ -30,6 +30,12 @@ def process() -> int:
 
 
 @server.tool()
+def double(x: float) -> float:
+    """Twice a number."""
+    return 2 * x
+
+
+@server.tool()
 def fail() -> str:
     """Report an error."""
     raise ValueError("no")

@@ -17,6 +17,7 @@ from fastapi import APIRouter, Body, Depends, Query, Request
 from fastapi.routing import APIRoute
 from mcp_types import CallToolResult
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_json
 from starlette.responses import JSONResponse, Response
 
 from session_middleware import Sessions, errors
@@ -49,6 +50,11 @@ def _problem(error: errors.SessionError, session_id: str | None) -> Response:
     headers = {"Retry-After": "1"} if isinstance(error, errors.SessionBusy | errors.SessionLimitReached) else None
     named = session_id if session_id is not None else getattr(error, "session_id", None)
     return JSONResponse({**body, "session_id": named}, status, headers=headers)
+
+
+def _json(body: dict[str, Any]) -> Response:
+    """A response whose numbers JSON can have: a tool may return infinity, or no number."""
+    return Response(to_json(body, inf_nan_mode="null"), media_type="application/json")
 
 
 class _Route(APIRoute):
@@ -105,8 +111,8 @@ class GatewayService:
                     if attempt == 2:
                         raise
         if tool is None:
-            return JSONResponse({"session_id": session.id, "tools": await listed(process)})
-        return JSONResponse(await called(process, session, tool, arguments))
+            return _json({"session_id": session.id, "tools": await listed(process)})
+        return _json(await called(process, session, tool, arguments))
 
     async def _answer_peer(self, body: dict[str, Any]) -> Response:
         given = body["caller"]
@@ -123,8 +129,8 @@ class GatewayService:
         try:
             async with self.processes.alone(session, Path(folder)) as process:
                 if tool is None:
-                    return JSONResponse({"tools": await listed(process)})
-                return JSONResponse(await called(process, session, tool, arguments))
+                    return _json({"tools": await listed(process)})
+                return _json(await called(process, session, tool, arguments))
         finally:
             await asyncio.shield(session.acomplete())
             await asyncio.to_thread(_remove, folder)

@@ -79,7 +79,7 @@ class Peers:
         headers = {"Authorization": f"Bearer {peer['secret']}"}
         async with httpx.AsyncClient(timeout=self._timeout, trust_env=False) as client:
             try:
-                response = await client.post(peer["url"], json=body, headers=headers)
+                response = await client.post(peer["url"], content=json.dumps(body), headers=headers)
             except (httpx.ConnectError, httpx.ConnectTimeout):  # it has just ended
                 raise held from None
             except httpx.TransportError as error:
