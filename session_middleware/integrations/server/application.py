@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from langchain_core.callbacks import BaseCallbackHandler
 from langgraph.pregel import Pregel
 
 from session_middleware import Sessions, __version__
@@ -74,8 +75,16 @@ def app(
     return made
 
 
-def _observed(graph: Pregel[Any, Any, Any, Any], observed: Metrics) -> Pregel[Any, Any, Any, Any]:
-    return graph.with_config({"callbacks": [observed]})
+def _observed(graph: Pregel[Any, Any, Any, Any], metrics: Metrics) -> Pregel[Any, Any, Any, Any]:
+    """The graph with the handlers of metrics, and of spans if OpenTelemetry is installed and it has none of its own."""
+    added: list[BaseCallbackHandler] = [metrics]
+    with suppress(ImportError):
+        from session_middleware.integrations.opentelemetry_spans import SpanHandler
+
+        own: Any = (graph.config or {}).get("callbacks") or []
+        if not any(isinstance(each, SpanHandler) for each in getattr(own, "handlers", own)):
+            added.append(SpanHandler())
+    return graph.with_config({"callbacks": added})
 
 
 _LOCAL_PAGE = r"https?://(localhost|[a-z0-9.-]+\.localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?"

@@ -1,4 +1,4 @@
-"""The metrics, read by Prometheus' own parser."""
+"""The metrics, read by Prometheus' own parser, and the spans of the server."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
 from session_middleware import Sessions
+from session_middleware.integrations.opentelemetry_spans import SpanHandler
 from session_middleware.integrations.server import app
 from session_middleware.models import utc_now
 from tests.support import agents
@@ -55,14 +60,15 @@ async def test_runs_tools_tokens_and_durations_are_counted(sessions: Sessions) -
     graphs = made.state.server.graphs
     client = TestClient(made)
     await graphs["agent"].ainvoke(agents.human("look up tea"), sessions.config("a", user_id="ada"))
-    graphs["agent"].invoke(agents.human("failing tea"), sessions.config("b", user_id="ada"))
+    with pytest.raises(RuntimeError):
+        graphs["agent"].invoke(agents.human("fail tea"), sessions.config("b", user_id="ada"))
     graphs["approval"].invoke({"messages": "x"}, sessions.config("c", user_id="ada"))
-    assert [run.outcome for each in "abc" for run in sessions.get(each).runs()] == ["ok", "ok", "waiting"]
+    assert [run.outcome for each in "abc" for run in sessions.get(each).runs()] == ["ok", "error", "waiting"]
     found = values(client)
     tools = sum(len(sessions.get(each).tool_calls()) for each in "abc")
     models = [call for each in "abc" for call in sessions.get(each).model_calls()]
-    assert (found["mcp_runs_total,ok"], found["mcp_runs_total,waiting"]) == (2, 1)
-    assert found["mcp_tool_calls_total,ok"] + found.get("mcp_tool_calls_total,error", 0) == tools
+    assert [found[f"mcp_runs_total,{outcome}"] for outcome in ("ok", "error", "waiting")] == [1, 1, 1]
+    assert (found["mcp_tool_calls_total,ok"], found["mcp_tool_calls_total,error"]) == (tools - 1, 1)
     assert (found["mcp_run_duration_seconds_count"], found["mcp_tool_call_duration_seconds_count"]) == (3, tools)
     assert found["mcp_model_calls_total,ok"] == len(models)
     assert found["mcp_tokens_total,input"] == sum(call.input_tokens or 0 for call in models)
@@ -81,3 +87,16 @@ def test_operators_this_machine_and_the_token_read_them(sessions: Sessions) -> N
     assert local.get("/metrics", headers={"x-forwarded-for": "127.0.0.1"}).status_code == 401
     without = TestClient(app(sessions, authenticate=caller_of))
     assert without.get("/metrics", headers={"authorization": "Bearer None"}).status_code == 401
+
+
+async def test_the_server_makes_spans_by_itself(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)  # the global one can be set once only
+    graph = app(sessions, {"agent": agents.agent()}).state.server.graphs["agent"]
+    await graph.ainvoke(agents.human("look up tea"), sessions.config("a", user_id="ada"))
+    assert [span.name.split()[0] for span in exporter.get_finished_spans()].count("invoke_agent") == 1
+    own = agents.agent().with_config({"callbacks": [SpanHandler(provider)]})
+    graph = app(sessions, {"agent": own}).state.server.graphs["agent"]
+    graph.invoke(agents.human("hi"), sessions.config("b", user_id="ada"))
+    assert [span.name.split()[0] for span in exporter.get_finished_spans()].count("invoke_agent") == 2
