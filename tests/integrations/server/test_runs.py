@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import httpx
 import pytest
@@ -349,7 +348,7 @@ async def test_the_thread_of_another_user_is_not_found(served: Served) -> None:
         ("/runs/cancel", {}, 422),
         ("/runs/cancel", {"status": "all", "thread_id": "t", "run_ids": []}, 422),
         ("/threads/t/runs/none/cancel", {}, 422),
-        (f"/threads/t/runs/{uuid4()}/cancel", {}, 404),
+        ("/threads/t/runs/5f1f0e7c-8b1d-4d0e-9f63-3d1a2c8e7b10/cancel", {}, 404),
         ("/threads/t/runs/wait", {"assistant_id": GRAPH, "input": "text"}, 200),
         ("/threads/t/runs/wait", {"assistant_id": GRAPH, "command": {"goto": "none"}}, 200),
         ("/threads/t/runs/wait", {"assistant_id": GRAPH, "checkpoint_id": "none", "input": {}}, 200),
