@@ -268,7 +268,7 @@ class McpProcesses:
 
     async def _start(self, session: Session, folder: Path | None = None) -> McpProcess:
         self._check_limits(session.user_id)
-        folder = folder or session.path(str(Path(self.settings.data_dir).absolute()))
+        folder = folder or session.path(self.settings.data_dir).absolute()
         process = McpProcess(self.settings, session, folder)
         self.live.append(process)
         try:

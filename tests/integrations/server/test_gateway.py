@@ -102,7 +102,7 @@ def test_a_session_has_a_process_with_state_and_each_call_is_on_record(
 
         names = [tool["name"] for tool in on.alice.get(f"/session/{other}/tools").json()["tools"]]
         assert "add" in names
-        assert call(on.alice, other, "double", x=1e308).status_code == 200  # infinity, which JSON does not have
+        assert call(on.alice, other, "double", x=1e308).status_code == 502  # infinity, which JSON does not have
         failed = call(on.alice, other, "fail").json()
         assert (failed["is_error"], failed["result"]) == (True, "Error executing tool fail")
         for tool, arguments, status in (("nope", {}, 404), ("add", {"n": "x"}, 422), ("add", {"n": []}, 422)):
