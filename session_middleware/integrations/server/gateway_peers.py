@@ -26,6 +26,8 @@ from session_middleware.errors import ResourceHeld, ToolServerFailed
 from session_middleware.integrations.server.identity import is_loopback
 from session_middleware.storage.processes import is_near
 
+_UNLIMITED = httpx.Limits(max_connections=None, keepalive_expiry=2.0)  # less than that of the other side
+
 Answer = Callable[[dict[str, Any]], Awaitable[Response]]
 
 
@@ -41,6 +43,7 @@ class Peers:
     def __init__(self, host: str, answer: Answer, *, timeout_seconds: float) -> None:
         self._host, self._answer, self._secret = host, answer, secrets.token_urlsafe(32)
         self._timeout = httpx.Timeout(timeout_seconds, connect=5.0)
+        self._client: httpx.AsyncClient | None = None  # one, because to make one takes 50 ms
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
         self._url = ""
@@ -77,17 +80,20 @@ class Peers:
         if not host or (is_loopback(host) and not is_near(held.process or "")):
             raise held
         headers = {"Authorization": f"Bearer {peer['secret']}"}
-        async with httpx.AsyncClient(timeout=self._timeout, trust_env=False) as client:
-            try:
-                response = await client.post(peer["url"], content=json.dumps(body), headers=headers)
-            except (httpx.ConnectError, httpx.ConnectTimeout):  # it has just ended
-                raise held from None
-            except httpx.TransportError as error:
-                raise ToolServerFailed("ended during the call, which may have had its effect") from error
+        if self._client is None:
+            self._client = httpx.AsyncClient(timeout=self._timeout, limits=_UNLIMITED, trust_env=False)
+        try:
+            response = await self._client.post(peer["url"], content=json.dumps(body), headers=headers)
+        except (httpx.ConnectError, httpx.ConnectTimeout):  # it has just ended
+            raise held from None
+        except httpx.TransportError as error:
+            raise ToolServerFailed("ended during the call, which may have had its effect") from error
         kept = {name: response.headers[name] for name in ("content-type", "retry-after") if name in response.headers}
         return Response(response.content, response.status_code, headers=kept)
 
     async def close(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
         if self._server is not None and self._serving is not None:
             self._server.should_exit = True
             await self._serving
