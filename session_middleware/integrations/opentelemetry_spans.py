@@ -75,6 +75,7 @@ class SpanHandler(GraphCallbackHandler):
         from_environment = os.environ.get(_CAPTURE, "").lower() in ("true", "span_only", "span_and_event")
         self._with_content = from_environment if record_content is None else record_content
         self._open: dict[UUID, _Open] = {}
+        self._inner: dict[UUID, set[UUID]] = {}  # the open runs directly inside of one
         self._lock = threading.Lock()
 
     # Runs
@@ -234,16 +235,18 @@ class SpanHandler(GraphCallbackHandler):
         """Only inside of a run the span is made current: the context there is a copy, and not that of the caller."""
         with self._lock:
             self._open[run_id] = opened
+            if opened.parent_id is not None:
+                self._inner.setdefault(opened.parent_id, set()).add(run_id)
         if makes_current:
             opened.before = otel_context.get_current()
             otel_context.attach(trace.set_span_in_context(opened.span))
 
     def _end(self, run_id: UUID, error: BaseException | None = None) -> None:
         with self._lock:
-            found = self._open.pop(run_id, None)
-            left = [self._open.pop(each) for each in self._inside(run_id)] if found is not None else []
-        if found is None:
+            left = self._pop(run_id)
+        if not left:
             return
+        found = left.pop()
         for each in left:  # such as a model call that was cancelled, whose end LangChain does not report
             if each.is_own:
                 _finish(each.span, error)
@@ -252,10 +255,15 @@ class SpanHandler(GraphCallbackHandler):
         if found.is_own:
             _finish(found.span, error)
 
-    def _inside(self, run_id: UUID) -> list[UUID]:
-        """The runs inside of one that are still open, the innermost first."""
-        inner = [each for each, opened in self._open.items() if opened.parent_id == run_id]
-        return [each for one in inner for each in (*self._inside(one), one)]
+    def _pop(self, run_id: UUID) -> list[_Open]:
+        """Remove a run, and what is still open inside of it; the outermost is the last."""
+        if (found := self._open.pop(run_id, None)) is None:
+            return []
+        if found.parent_id is not None and (siblings := self._inner.get(found.parent_id)) is not None:
+            siblings.discard(run_id)
+            if not siblings:
+                del self._inner[found.parent_id]
+        return [*(each for one in self._inner.pop(run_id, ()) for each in self._pop(one)), found]
 
 
 def _finish(span: Span, error: BaseException | None) -> None:
