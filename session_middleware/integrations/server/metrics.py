@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import time
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -39,6 +40,8 @@ class Metrics(GraphCallbackHandler):
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
         self._begun: dict[UUID, tuple[float, str | None]] = {}  # when, and the provider of a model
+        self._root_of: dict[UUID, UUID] = {}  # the outermost run of each that is open
+        self._inside: dict[UUID, set[UUID]] = {}  # and the reverse
         self._waiting: set[UUID] = set()  # runs that stopped at an interrupt
         self._stale_at = 0.0
         self.registry = registry = CollectorRegistry()
@@ -81,9 +84,21 @@ class Metrics(GraphCallbackHandler):
 
     # Callbacks
 
-    def on_chain_start(self, serialized: Any, inputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        if kwargs.get("parent_run_id") is None:
+    def on_chain_start(
+        self, serialized: Any, inputs: Any, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
+    ) -> None:
+        if parent_run_id is None:
             self._begun[run_id] = time.monotonic(), None
+            self._root_of[run_id] = run_id
+            self._inside[run_id] = {run_id}
+        else:
+            self._place(run_id, parent_run_id)
+
+    def _place(self, run_id: UUID, parent_run_id: UUID | None) -> None:
+        root = self._root_of.get(parent_run_id) if parent_run_id else None
+        if root is not None and (inside := self._inside.get(root)) is not None:
+            self._root_of[run_id] = root
+            inside.add(run_id)
 
     def on_interrupt(self, event: GraphInterruptEvent) -> None:
         if event.run_id in self._begun:
@@ -97,12 +112,18 @@ class Metrics(GraphCallbackHandler):
 
     def _end_run(self, run_id: UUID, outcome: str) -> None:
         if (begun := self._begun.pop(run_id, None)) is not None:
+            for each in tuple(self._inside.pop(run_id, ())):  # the end of a cancelled model call is not reported
+                self._root_of.pop(each, None)
+                self._begun.pop(each, None)
             is_waiting = run_id in self._waiting
             self._waiting.discard(run_id)
             self._runs.labels(outcome="waiting" if is_waiting and outcome == "ok" else outcome).inc()
             self._run_seconds.observe(time.monotonic() - begun[0])
 
-    def on_tool_start(self, serialized: Any, input_str: str, *, run_id: UUID, **kwargs: Any) -> None:
+    def on_tool_start(
+        self, serialized: Any, input_str: str, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
+    ) -> None:
+        self._place(run_id, parent_run_id)
         self._begun[run_id] = time.monotonic(), None
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
@@ -118,10 +139,14 @@ class Metrics(GraphCallbackHandler):
             self._tool_seconds.observe(time.monotonic() - begun[0])
 
     def on_chat_model_start(self, serialized: Any, messages: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        self._begun[run_id] = time.monotonic(), text_in(kwargs.get("metadata"), "ls_provider")
+        self._begin_model(run_id, kwargs)
 
     def on_llm_start(self, serialized: Any, prompts: list[str], *, run_id: UUID, **kwargs: Any) -> None:
-        self._begun[run_id] = time.monotonic(), text_in(kwargs.get("metadata"), "ls_provider")
+        self._begin_model(run_id, kwargs)
+
+    def _begin_model(self, run_id: UUID, given: Mapping[str, Any]) -> None:
+        self._place(run_id, given.get("parent_run_id"))
+        self._begun[run_id] = time.monotonic(), text_in(given.get("metadata"), "ls_provider")
 
     def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:
         provider = self._end_model(run_id, "ok")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from langchain.agents import create_agent
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -16,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from session_middleware import Sessions
 from session_middleware.integrations.opentelemetry_spans import SpanHandler
 from session_middleware.integrations.server import app
+from session_middleware.integrations.server.metrics import Metrics
 from session_middleware.models import utc_now
 from tests.support import agents
 from tests.support.http_server import caller_of
@@ -72,7 +75,33 @@ async def test_runs_tools_tokens_and_durations_are_counted(sessions: Sessions) -
     assert (found["mcp_run_duration_seconds_count"], found["mcp_tool_call_duration_seconds_count"]) == (3, tools)
     assert found["mcp_model_calls_total,ok"] == len(models)
     assert found["mcp_tokens_total,input"] == sum(call.input_tokens or 0 for call in models)
-    assert made.state.metrics._begun == {}
+    assert is_empty(made.state.metrics)
+
+
+def is_empty(metrics: Metrics) -> bool:
+    return not (metrics._begun or metrics._root_of or metrics._inside or metrics._waiting)
+
+
+async def test_a_cancelled_run_and_one_that_is_left_are_counted_and_leave_nothing(sessions: Sessions) -> None:
+    started = asyncio.Event()
+
+    class Slow(agents.Scripted):
+        async def _agenerate(self, *args: Any, **kwargs: Any) -> Any:
+            started.set()
+            await asyncio.Event().wait()
+
+    made = app(sessions, {"slow": create_agent(Slow(), []), "agent": agents.agent()}, authenticate=caller_of)
+    graphs = made.state.server.graphs
+    run = asyncio.create_task(graphs["slow"].ainvoke(agents.human("hi"), sessions.config("a")))
+    await started.wait()
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    left = graphs["agent"].stream(agents.human("look up tea"), sessions.config("b"), stream_mode="values")
+    next(left)
+    left.close()
+    assert values(TestClient(made))["mcp_runs_total,interrupted"] == 2
+    assert is_empty(made.state.metrics)
 
 
 def test_operators_this_machine_and_the_token_read_them(sessions: Sessions) -> None:
