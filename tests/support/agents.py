@@ -102,6 +102,7 @@ _ASKED = {
     "fail": ["failing"],
     "break": ["failing"],
     "ask": ["asking"],
+    "await": ["waiting"],
 }
 
 
