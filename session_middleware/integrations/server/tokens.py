@@ -40,7 +40,8 @@ class JwtVerifier:
         keys: instead of `jwks_url`: a JSON Web Key Set as a mapping, or public keys in PEM format.
         user_claim: the claim with the user's id, ``"a.b"`` for one within another.
         groups_claim: that with the ids of the user's groups, a list or one.
-        is_operator: whether the claims are those of an operator, who has access to all sessions.
+        is_operator: whether the claims are those of an operator, who has access to all sessions. Only ``True`` counts,
+            so a claim that is the text "false" does not.
         algorithms: those that a signature may have; by default all asymmetric ones. A shared secret in `keys` needs
             ``("HS256",)``, which cannot be mixed with others.
         leeway_seconds: by which the provider's clock may differ.
