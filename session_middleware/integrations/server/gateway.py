@@ -26,6 +26,7 @@ from session_middleware.integrations.server.gateway_peers import Peers
 from session_middleware.integrations.server.gateway_settings import Gateway
 from session_middleware.integrations.server.identity import Access, Caller, CurrentCaller
 from session_middleware.integrations.server.mcp_processes import McpProcess, McpProcesses
+from session_middleware.integrations.server.request_types import Document
 from session_middleware.lifecycle import OPEN
 from session_middleware.session import Session
 
@@ -200,7 +201,7 @@ def _service(request: Request) -> GatewayService:
 
 
 Service = Annotated[GatewayService, Depends(_service)]
-Arguments = Annotated[dict[str, Any] | None, Body()]
+Arguments = Annotated[Document | None, Body()]
 
 
 class Start(BaseModel):
@@ -213,7 +214,7 @@ class Start(BaseModel):
     title: str | None = None
     purpose: str | None = None
     tags: list[str] | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Document | None = None
     if_exists: Literal["raise", "resume"] = "raise"
 
 

@@ -14,6 +14,8 @@ from langgraph.pregel import Pregel
 from langgraph.types import Command, Send
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from session_middleware.integrations.server.request_types import Text, TextDocument, check_depth
+
 StreamMode = Literal[
     "values", "updates", "messages", "messages-tuple", "custom", "events", "debug", "checkpoints", "tasks"
 ]  # fmt: skip
@@ -59,9 +61,9 @@ class RunCommand(_Body):
 class CheckpointRef(_Body):
     """The checkpoint that a run begins from; without an id the latest."""
 
-    checkpoint_id: str | None = None
-    checkpoint_ns: str | None = None
-    checkpoint_map: dict[str, str] | None = None
+    checkpoint_id: Text | None = None
+    checkpoint_ns: Text | None = None
+    checkpoint_map: dict[Text, Text] | None = None
 
 
 class RunConfig(_Body):
@@ -83,11 +85,11 @@ class RunCreate(_Body):
     command: RunCommand | None = None
     config: Annotated[RunConfig, _none_as({})] = Field(default_factory=RunConfig)
     context: Annotated[dict[str, Any], _none_as({})] = Field(default_factory=dict)
-    metadata: Annotated[dict[str, Any], _none_as({})] = Field(default_factory=dict)
+    metadata: Annotated[TextDocument, _none_as({})] = Field(default_factory=dict)
     checkpoint: CheckpointRef | None = None
-    checkpoint_id: str | None = None
-    interrupt_before: Literal["*"] | list[str] | None = None
-    interrupt_after: Literal["*"] | list[str] | None = None
+    checkpoint_id: Text | None = None
+    interrupt_before: Literal["*"] | list[Text] | None = None
+    interrupt_after: Literal["*"] | list[Text] | None = None
     stream_mode: Annotated[list[StreamMode], BeforeValidator(_as_list), _none_as(["values"])] = ["values"]
     stream_subgraphs: Annotated[bool, _none_as(False)] = False
     stream_resumable: Annotated[bool, _none_as(False)] = False
@@ -104,6 +106,7 @@ class RunCreate(_Body):
     @classmethod
     def _check(cls, values: Any) -> Any:
         if isinstance(values, Mapping):
+            check_depth(values)
             config = values.get("config")
             if values.get("context") and isinstance(config, Mapping) and config.get("configurable"):
                 raise ValueError("give context or config.configurable, and not both")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -145,6 +146,9 @@ def test_errors_name_the_session_and_say_nothing_of_others(sessions: Sessions, t
         assert on.bob.get("/sessions").json() == {"sessions": []}
         assert [one["session_id"] for one in on.root.get("/sessions").json()["sessions"]] == ["a"]
         assert on.bob.post("/session/start", json={"group_id": "team"}).status_code == 403
+        deep = json.loads('{"a":' * 400 + "1" + "}" * 400)
+        assert on.alice.post("/session/start", json={"metadata": deep}).status_code == 422
+        assert call(on.alice, "a", "add", **deep).status_code == 422
         for bad in ("\0", "x" * 5000, ""):
             assert on.alice.post("/session/start", json={"session_id": bad}).status_code == 422
         clock.advance(hours=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -331,6 +332,13 @@ async def test_the_thread_of_another_user_is_not_found(served: Served) -> None:
     assert {each.user_id for each in served.sessions.get("t").runs()} == {"alice"}
 
 
+def nested(levels: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for _ in range(levels):
+        found = {"a": found}
+    return found
+
+
 @pytest.mark.parametrize(
     ("where", "body", "status"),
     [
@@ -341,6 +349,12 @@ async def test_the_thread_of_another_user_is_not_found(served: Served) -> None:
         ("/threads/t/runs", {"assistant_id": GRAPH, "webhook": "http://127.0.0.1"}, 422),
         ("/threads/t/runs", {"assistant_id": GRAPH, "config": {"configurable": {"a": 1}}, "context": {"b": 2}}, 422),
         ("/threads/t/runs", {"assistant_id": GRAPH, "after_seconds": -1}, 422),
+        ("/threads/t/runs", {"assistant_id": GRAPH, "metadata": {"a": "\ud800"}}, 422),
+        ("/threads/t/runs", {"assistant_id": GRAPH, "metadata": nested(400)}, 422),
+        ("/threads/t/runs", {"assistant_id": GRAPH, "command": {"resume": nested(400)}}, 422),
+        ("/threads/t/runs", {"assistant_id": GRAPH, "input": nested(400)}, 422),
+        ("/threads/t/runs", {"assistant_id": GRAPH, "interrupt_before": ["\ud800"]}, 422),
+        ("/threads/t/runs", {"assistant_id": GRAPH, "checkpoint_id": "\ud800"}, 422),
         ("/threads/t/runs", [], 422),
         ("/threads/a%00b/runs/wait", {"assistant_id": GRAPH, "if_not_exists": "create"}, 422),
         (f"/threads/{'a' * 9000}/runs/wait", {"assistant_id": GRAPH, "if_not_exists": "create"}, 422),
@@ -358,7 +372,8 @@ async def test_the_thread_of_another_user_is_not_found(served: Served) -> None:
 async def test_bad_input_is_refused_with_a_sentence(served: Served, where: str, body: Any, status: int) -> None:
     served.open()
     async with httpx.AsyncClient(base_url=served.url, trust_env=False) as client:
-        answer = await client.post(where, json=body)
+        escaped = json.dumps(body)  # httpx does not encode lone surrogates
+        answer = await client.post(where, content=escaped, headers={"content-type": "application/json"})
     assert answer.status_code == status, answer.text
     assert answer.json().get("detail") or status == 200
     assert "Traceback" not in answer.text
