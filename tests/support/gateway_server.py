@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import socket
 import sys
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import uvicorn
+from starlette.requests import HTTPConnection
 
 from session_middleware import Sessions
-from session_middleware.integrations.server import Gateway, app
+from session_middleware.integrations.server import Caller, Gateway, app
 from tests.support.http_server import caller_of
 
 COUNTER = str(Path(__file__).parent / "counter_mcp.py")
@@ -23,9 +26,14 @@ def gateway(folder: Path | str, **settings: object) -> Gateway:
     return Gateway(sys.executable, args=(COUNTER, "{data_dir}"), data_dir=data_dir, **settings)  # type: ignore[arg-type]
 
 
+def with_a_token(connection: HTTPConnection) -> Caller | None:
+    caller = caller_of(connection)
+    return caller and replace(caller, expires_at=datetime.now(UTC) + timedelta(hours=1))
+
+
 def main(url: str, folder: str, port: str = "0") -> None:
     with Sessions(url) as sessions, socket.create_server(("127.0.0.1", int(port)), backlog=2048) as listening:
-        asgi = app(sessions, authenticate=caller_of, gateway=gateway(folder))
+        asgi = app(sessions, authenticate=with_a_token, gateway=gateway(folder))
         print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
         uvicorn.Server(uvicorn.Config(asgi, log_level="warning", timeout_graceful_shutdown=3)).run(sockets=[listening])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Callable, Coroutine
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -105,7 +105,8 @@ class GatewayService:
             except errors.ResourceHeld as held:
                 if is_forwarded:
                     raise
-                body = {"caller": asdict(caller), "session_id": session.id, "tool": tool, "arguments": arguments}
+                user = asdict(replace(caller, expires_at=None))  # which was verified here
+                body = {"caller": user, "session_id": session.id, "tool": tool, "arguments": arguments}
                 try:
                     return await self._peers.forward(held, body)
                 except errors.ResourceHeld:
