@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode
 
 from session_middleware import SessionAccessDenied, SessionNotFound, Sessions
 from session_middleware.models import Identity
@@ -14,7 +16,7 @@ from session_middleware.session import Session
 from session_middleware.storage.record_entries import MessageEntry, RunEnd
 from session_middleware.storage.run import RunContext
 from tests.conftest import OpenSessions
-from tests.support.agents import human
+from tests.support.agents import asks, human
 
 pytestmark = pytest.mark.usefixtures("each_engine", "consistent")
 
@@ -63,6 +65,20 @@ def test_a_run_that_is_refused_in_its_midst_ends_and_leaves_one_event(by: str, s
     assert refused_events(session) == [{"user_id": "bob"}]
     assert "said after it" not in [message.text for message in session.messages()]
     assert session.stats().recorder_faults == 0
+
+
+def test_a_tool_call_in_its_midst_is_interrupted(sessions: Sessions) -> None:
+    @tool
+    def withdraw() -> str:
+        """Withdraw the right of the user."""
+        WITHDRAWALS["revoked"](sessions)
+        return "done"
+
+    builder = StateGraph(MessagesState).add_node("ask", lambda state: {"messages": [asks(("withdraw", {}))]})
+    builder.add_node("tools", ToolNode([withdraw])).add_edge(START, "ask").add_edge("ask", "tools")
+    with pytest.raises(SessionAccessDenied):
+        sessions.attach(builder.compile()).invoke(human("hi"), sessions.config("t", user_id="bob", group_ids=["team"]))
+    assert [(call.name, call.status) for call in sessions.get("t").tool_calls()] == [("withdraw", "interrupted")]
 
 
 async def test_it_ends_on_an_event_loop_as_well(sessions: Sessions) -> None:

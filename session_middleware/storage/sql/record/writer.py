@@ -101,7 +101,7 @@ def write_end(
         return None
     run.take()
     run.is_careful = True
-    end = end._replace(outcome="error", error=f"refused ({reason})")
+    end = end._replace(outcome="error", error=f"refused ({reason})", cut_off=True)  # its tools' ends are refused too
     write(write_, run, [end], now)
     write_.finish()
     return end
