@@ -255,6 +255,16 @@ class Session(SessionFields):
         self._sessions.recorder.drain(self.id)
         return self._changed(self._storage.copy_session(self.id, target, at=point, details=details))
 
+    def family(self, *, limit: int | None = 100) -> Rows[Session]:
+        """The session, those that it was forked from, and all their forks that the caller may read, oldest first.
+
+        `parent_id` of each makes a tree of them. If they are more than `limit`, the latest ones are returned.
+        """
+        where = SessionFilter(ids=self._storage.list_family(self.id), visible_to=self._identity)
+        limit = validation.checked_limit(limit)
+        found = self._sessions._storage.list_sessions(where, limit=limit, order="creation")
+        return Rows(map(self._changed, reversed(found)), of=SessionInfo)
+
     def edit(self, message_id: str, text: str) -> RunnableConfig:
         """Edit a user's message: ``graph.invoke(None, session.edit(message_id, text))`` goes on from it.
 
@@ -866,6 +876,7 @@ class Session(SessionFields):
     aabandon = async_twin(abandon)
     aexpire = async_twin(expire)
     afork = async_twin(fork)
+    afamily = async_twin(family)
     aedit = async_twin(edit)
     aregenerate = async_twin(regenerate)
     asiblings = async_twin(siblings)

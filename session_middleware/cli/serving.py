@@ -357,4 +357,34 @@ def _token_verifier(host: str, user_id: str | None, auth: str | None) -> TokenVe
     return found  # type: ignore[no-any-return]
 
 
-COMMANDS = (serve, mcp_command)
+# The page
+
+
+@command(
+    "ui",
+    "ui --db sessions.db --user alice",
+    "ui --db postgresql://localhost/app --port 9000",
+)
+@host_option
+@port_option(8125)
+@click.option("--user", "user_id", metavar="ID", help="Show only the sessions of this user, and those shared with it.")
+@auth_option
+def ui(sessions: Sessions, host: str, port: int, user_id: str | None, auth: str | None) -> None:
+    """Serve a page to look at sessions: conversations, traces, branches, usage. A browser opens the address.
+
+    Without --user and --auth, whoever sits at this machine sees all sessions, as with the command list.
+    """
+    with extra("server"):
+        import uvicorn  # noqa: F401 - named here, where it is missing
+
+        from session_middleware.integrations import server
+
+    authenticate = identity_of(host, user_id, auth)
+    if user_id is None and auth is None:
+        authenticate = server.LoopbackUser(is_operator=True)
+    with closing(listen(host, port)) as listening, _ended_by_signals():
+        say(f"the page is at {url_of(listening)}; Ctrl-C ends it")
+        asyncio.run(respond(server.ui(sessions, authenticate=authenticate), listening))
+
+
+COMMANDS = (serve, mcp_command, ui)

@@ -64,6 +64,7 @@ class AuthorizedStorage:
     find_speakers = _reading(Storage.find_speakers)
     get_memories = _reading(Storage.get_memories)
     list_branches = _reading(Storage.list_branches)
+    list_family = _reading(Storage.list_family)
     list_messages = _reading(Storage.list_messages)
     list_messages_around = _reading(Storage.list_messages_around)
     list_records = _reading(Storage.list_records)

@@ -159,6 +159,9 @@ class Storage(Protocol):
     def list_ids(self, prefix: str, *, limit: int, deleted: bool = False) -> list[str]:
         """The ids of sessions that begin with `prefix`, in order; `deleted`: those of deleted and archived ones."""
 
+    def list_family(self, session_id: str) -> list[str]:
+        """The ids of a session, of those that it was forked from, and of all their forks, in any order."""
+
     def measure_session(self, session_id: str) -> SessionSize:
         """The numbers of its rows and an estimate of its bytes, without reading its content."""
 

@@ -3,10 +3,10 @@
 It needs the extra ``server``. `app` makes an app of FastAPI, alone or to be mounted into another one.
 """
 
-from session_middleware.integrations.server.application import app
+from session_middleware.integrations.server.application import app, ui
 from session_middleware.integrations.server.gateway_settings import Gateway
 from session_middleware.integrations.server.identity import Authenticate, Caller, LoopbackUser
 from session_middleware.integrations.server.limits import Limits
 from session_middleware.integrations.server.tokens import JwtVerifier
 
-__all__ = ["Authenticate", "Caller", "Gateway", "JwtVerifier", "Limits", "LoopbackUser", "app"]
+__all__ = ["Authenticate", "Caller", "Gateway", "JwtVerifier", "Limits", "LoopbackUser", "app", "ui"]

@@ -30,6 +30,7 @@ from session_middleware.integrations.server.gateway_settings import Gateway
 from session_middleware.integrations.server.identity import Authenticate, Authentication, LoopbackUser
 from session_middleware.integrations.server.limits import Limits, RequestRates
 from session_middleware.integrations.server.metrics import Metrics
+from session_middleware.integrations.server.page import page_of
 from session_middleware.integrations.server.problems import add_validation_handler
 from session_middleware.integrations.server.run_service import RunService
 from session_middleware.integrations.server.server_state import Server
@@ -123,8 +124,19 @@ def _add_gateway(made: FastAPI, settings: Gateway) -> None:
     made.include_router(gateway.router)
 
 
+def ui(sessions: Sessions, *, authenticate: Authenticate | None = None) -> FastAPI:
+    """The page to look at sessions, without the rest of the server, which has it at ``/ui``.
+
+    Args:
+        authenticate: as of `app`. Without it, the user ``"local"`` of this machine sees the sessions of that user.
+    """
+    authentication = Authentication(authenticate or LoopbackUser(), sessions, RequestRates(None))
+    return page_of(Server(sessions, {}, authentication, OpenStreams(sessions)))
+
+
 def _add_routes(made: FastAPI) -> None:
     """One line for each router."""
+    made.mount("/ui", page_of(made.state.server))
     made.include_router(info.router)
     made.include_router(unsupported.router)  # before the routes whose paths would match too
     made.include_router(assistants.router)

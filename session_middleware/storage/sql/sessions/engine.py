@@ -62,8 +62,9 @@ _PAUSE, _LONGEST_PAUSE_SECONDS = 2, 0.05  # after it, as a multiple of its durat
 class SessionOperations(Operations):
     find_tombstone = reading(tombstones.find)
     is_revoked = reading(tombstones.is_revoked)
-    list_revoked = reading(tombstones.list_revoked)
+    list_family = reading(ids.list_family)
     list_ids = reading(ids.list_ids)
+    list_revoked = reading(tombstones.list_revoked)
     find_settings = reading(app_settings.find)
 
     def keep_settings(self, values: Mapping[str, Any]) -> None:
