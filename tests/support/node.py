@@ -16,6 +16,11 @@ def program(name: str) -> Path:
     return _installed(name, _FOLDER / "node_modules" / ".bin" / name)
 
 
+def package(name: str) -> Path:
+    """The folder of a package. Skips the test as `program` does."""
+    return _installed(name, _FOLDER / "node_modules" / name)
+
+
 def script(name: str, *, uses: str) -> list[str | Path]:
     """The command of a script in `tests/node` that uses a package. Skips the test as `program` does."""
     _installed(uses, _FOLDER / "node_modules" / uses)
