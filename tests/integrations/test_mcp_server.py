@@ -588,6 +588,16 @@ async def test_an_invocation_is_an_execution_of_the_record(sessions: Sessions) -
     )
 
 
+@pytest.mark.parametrize("value", [10**100, json.loads('{"a":' * 400 + "1" + "}" * 400), "\ud800"])
+async def test_a_value_that_is_no_usual_json_is_shown_as_text(value: Any, sessions: Sessions) -> None:
+    session = sessions.open("t", user_id="alice", metadata={"odd": value})
+    async with session.tool_execution("fetch", {"odd": value}) as execution:
+        execution.result = value
+    async with inside(server(sessions, "alice")) as call:
+        assert "odd" in str((await call("get_session_info", session_id="t"))["metadata"])
+        assert (await call("resume_session", session_id="t"))["recent_tool_calls"][0]["name"] == "fetch"
+
+
 async def test_a_message_with_an_id_is_recorded_once(sessions: Sessions) -> None:
     sessions.open("t")
     async with inside(server(sessions)) as call:

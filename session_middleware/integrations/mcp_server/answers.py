@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
@@ -25,12 +26,15 @@ def cut(text: str, limit: int) -> str:
 
 
 def cut_value(value: Any, limit: int = VALUE_CHARACTERS) -> Any:
-    """A value of JSON; one that is longer than `limit` as the beginning of its text."""
+    """A value of JSON; one that is longer than `limit`, or that some parsers refuse, as the beginning of its text."""
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, str):
         return cut(value, limit)
-    text = orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    try:
+        text = orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:  # an integer of more than 64 bits, more than 254 levels, or a lone surrogate
+        return cut(json.dumps(value, default=str), limit)
     return value if len(text) <= limit else cut(text, limit)
 
 

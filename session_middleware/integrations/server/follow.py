@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from session_middleware.errors import SessionError
@@ -61,7 +61,10 @@ async def _events(session: Session, after: int) -> AsyncIterator[ServerSentEvent
 
 def _json(record: Record) -> str:
     row = {"record": kind_of(record), **record.model_dump()}
-    return to_json(row, inf_nan_mode="null").decode()
+    try:
+        return to_json(row, inf_nan_mode="null").decode()
+    except PydanticSerializationError:  # nested deeper than 255 levels
+        return json.dumps(row, default=str)
 
 
 def _farewell(why: dict[str, str]) -> ServerSentEvent:

@@ -168,3 +168,11 @@ async def test_a_revoked_user_is_told_and_cut_off(sessions: Sessions, url: str, 
     assert (last.event, json.loads(last.data)["error"]) == ("error", "UserRevoked")
     async with following(url, "t", headers={"groups": "staff"}) as (response, events):
         assert response.status_code == 403
+
+
+async def test_a_deeply_nested_result_does_not_end_the_stream(sessions: Sessions, url: str) -> None:
+    session = sessions.open("t", user_id="ada")
+    async with session.tool_execution("parse", {}) as execution:
+        execution.result = json.loads('{"a":' * 400 + "1" + "}" * 400)
+    async with following(url, "t") as (_, events):
+        assert json.loads((await until(events, record="tool_call"))[-1].data)["result"] == execution.result
