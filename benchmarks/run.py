@@ -32,6 +32,7 @@ NAMES = (
     "lifecycle",
     "sidebar",
     "postgres",
+    "streaming",
 )
 _LIBRARIES = ("langgraph", "langchain-core", "langgraph-checkpoint-sqlite", "pydantic")
 
