@@ -162,6 +162,8 @@ LONGER = {  # and still hand everything over
     "RunQueue.aacquire",  # which waits on the loop, and asks off it
     "Session.aresource",  # opened by a task of the loop
     "Resources.aget",
+    "Session.aclose_resource",
+    "Resources.aclose",
     "Resources.aclose_all",
     "Sessions.aclose",
     "HasMemory.amemory",  # a protocol
