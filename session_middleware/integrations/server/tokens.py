@@ -122,7 +122,10 @@ class JwtVerifier:
         groups = (groups,) if isinstance(groups, str) else groups
         if not isinstance(groups, Iterable) or not all(isinstance(group, str) and group for group in groups):
             raise jwt.InvalidTokenError(f"its claim {self._groups_claim!r} is no list of groups")
-        expires_at = datetime.fromtimestamp(int(claims["exp"]) + self._leeway_seconds, UTC)
+        try:
+            expires_at = datetime.fromtimestamp(int(claims["exp"]) + self._leeway_seconds, UTC)
+        except OSError as error:  # the year is beyond what the C library knows
+            raise jwt.InvalidTokenError("its expiry is no time") from error
         return Caller(user_id, tuple(groups), self._operates(claims), expires_at)
 
     def _operates(self, claims: Mapping[str, Any]) -> bool:

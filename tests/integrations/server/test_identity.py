@@ -262,6 +262,7 @@ WRONG: dict[str, Callable[[Any, Any], str]] = {
     "of a user that is no text": lambda own, other: token(own, sub={"$ne": ""}),
     "of groups that are none": lambda own, other: token(own, groups=7),
     "of an endless expiry": lambda own, other: token(own, exp=1e300),
+    "of an expiry in no year": lambda own, other: token(own, exp=10**18),
     "empty": lambda own, other: "",
     "no token": lambda own, other: "a.b.c",
     "with a deep header": lambda own, other: unsigned("[" * 40_000),
