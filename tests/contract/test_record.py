@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from session_middleware import Sessions
 from session_middleware.models import Event, Identity, ModelCall, Run, ToolCall
 from session_middleware.storage.checkpoint_types import Blob, CheckpointPut
 from session_middleware.storage.protocol import Storage
@@ -357,3 +358,16 @@ def test_counters_are_of_the_rows_there_are(storage: Storage, run: RunContext) -
     assert (session.tool_call_count, session.error_count) == (2, 1)
     storage.append(run, [RunEnd("ok", None, 1)])
     assert storage.list_records(Run, "t")[0].cost == 0.5
+
+
+def test_an_id_with_a_nul_added_again_by_another_process_is_one_row(storage_url: str) -> None:
+    for _process in range(2):
+        with Sessions(storage_url) as sessions:
+            session = sessions.open("with a NUL")
+            session.add({"role": "user", "content": "s", "id": "a\0b"})
+            session.add({"role": "user", "content": "other", "id": "a"})
+            found = [(message.message_id, message.text) for message in session.messages()]
+            assert found == [
+                ("a\0b", "s"),
+                ("a", "other"),
+            ]

@@ -129,13 +129,18 @@ class _Appender:
             self._stored[message_id] = []
         if state.message_ids is not None:
             missing &= state.message_ids
-        if missing:
-            for row in self._write.query(
-                f"SELECT {FIELDS} FROM messages WHERE session_id = ?"
-                " AND message_id IN (SELECT value FROM json_each(?)) ORDER BY version",
-                (self._session_id, json.dumps(list(missing))),
-            ):
-                self._stored[row[0]].append(StoredVersion(*row))
+        of_session = f"SELECT {FIELDS} FROM messages WHERE session_id = ? AND message_id"
+        with_nul = {message_id for message_id in missing if "\0" in message_id}  # SQLite's json_each ends a text there
+        rows = [
+            row
+            for message_id in with_nul
+            for row in self._write.query(f"{of_session} = ? ORDER BY version", (self._session_id, message_id))
+        ]
+        if listed := list(missing - with_nul):
+            of_these = f"{of_session} IN (SELECT value FROM json_each(?)) ORDER BY version"
+            rows += self._write.query(of_these, (self._session_id, json.dumps(listed)))
+        for row in rows:
+            self._stored[row[0]].append(StoredVersion(*row))
 
     def _append_one(self, message: MessageEntry) -> None:
         if message.again is not None:
