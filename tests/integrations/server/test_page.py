@@ -176,6 +176,13 @@ def test_no_route_shows_the_session_of_another(served: str, path: str) -> None:
             assert client.get(path, headers={"x-user": "jon"}, params=asked | {"view": view}).status_code < 500
 
 
+def test_the_filter_of_users_is_for_operators(served: str) -> None:
+    asked = {"user": "nobody", "q": "x"}
+    assert httpx.get(f"{served}/ui/", params=asked, headers={"x-user": "ned"}).status_code == 200
+    shown = httpx.get(f"{served}/ui/", params=asked, headers={"x-user": "ned", "x-operator": "1"}).text
+    assert 'value="nobody"' in shown
+
+
 @pytest.mark.slow
 def test_two_servers_show_the_same_over_postgres(served_twice: tuple[str, str]) -> None:
     one, other = served_twice

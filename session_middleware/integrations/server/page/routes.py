@@ -69,6 +69,7 @@ CurrentSession = Annotated[Session, Depends(_session)]
 @router.get("/")
 async def sessions(
     page: CurrentPage,
+    caller: CurrentCaller,
     access: Access,
     q: str = "",
     status: str = "",
@@ -80,6 +81,7 @@ async def sessions(
     order: SessionOrder = "activity",
     after: str = "",
 ) -> Response:
+    user = user if caller.is_operator else ""  # all that others see is theirs
     query = listing.ListQuery(q, status, user, group, tag, label, waiting in ("1", "on", "true"), order, after)
     found: Sequence[Session] = []
     hits: Sequence[SearchHit] = []
