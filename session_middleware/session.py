@@ -519,7 +519,7 @@ class Session(SessionFields):
         """`close_resource`, for asyncio; it waits for the resource's own task."""
         key = self._key_of(name)
         await self._offload.run(partial(self._authorized.check, reading=False))
-        await self._sessions._resources.aclose(key)
+        await self._sessions._resources.aclose_one(key)
 
     def _key_of(self, name: str) -> Key:
         validation.check_text("name", name, at_least=1)

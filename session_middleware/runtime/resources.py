@@ -215,7 +215,7 @@ class Resources:
         value = await asyncio.shield(asyncio.wrap_future(resource.opened))
         is_ours = resource is new or resource.use is None or await self._offload.run(resource.use.is_held)
         if not is_ours:
-            await self.aclose(key)
+            await self.aclose_one(key)
             return await self.aget(key, open, close, use)
         return value
 
@@ -230,7 +230,7 @@ class Resources:
             self._closing.update(closing)
         _close_each(closing.values())
 
-    async def aclose(self, key: Key) -> None:
+    async def aclose_one(self, key: Key) -> None:
         """Close one resource, and wait until it is closed."""
         with self._lock:
             resource = self._open.pop(key, None) or self._closing.get(key)

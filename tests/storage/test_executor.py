@@ -163,7 +163,6 @@ LONGER = {  # and still hand everything over
     "Session.aresource",  # opened by a task of the loop
     "Resources.aget",
     "Session.aclose_resource",
-    "Resources.aclose",
     "Resources.aclose_all",
     "Sessions.aclose",
     "HasMemory.amemory",  # a protocol
