@@ -371,3 +371,12 @@ def test_an_id_with_a_nul_added_again_by_another_process_is_one_row(storage_url:
                 ("a\0b", "s"),
                 ("a", "other"),
             ]
+
+
+def test_a_message_whose_id_is_no_valid_unicode_is_returned_by_add_as_it_is_stored(storage_url: str) -> None:
+    for _process in range(2):
+        with Sessions(storage_url) as sessions:
+            session = sessions.open("with a lone surrogate")
+            added = session.add({"role": "user", "content": "s", "id": "a\ud800b"})
+            assert (added.message_id, added.text) == ("a\ufffdb", "s")
+            assert [message.seq for message in session.messages()] == [added.seq]

@@ -259,7 +259,7 @@ def _deleted_at(connection: Connection, session_id: str, seq: int) -> deletions.
 def find_message(connection: Connection, session_id: str, message_id: str) -> Message | None:
     cursor = connection.execute(
         "SELECT * FROM messages WHERE session_id = ? AND message_id = ? ORDER BY version DESC LIMIT 1",
-        (session_id, message_id),
+        (session_id, clean(message_id)),
     )
     return next(iter(values_of(Message, cursor)), None)
 
