@@ -458,6 +458,7 @@ def test_all_that_a_guarded_session_asks_of_storage_is_guarded() -> None:
     source = "".join(inspect.getsource(kind) for kind in parts)
     used = set(re.findall(r"_storage\.(\w+)\(", source))
     used -= {"export_sessions", "find_active_run"}  # of the unguarded storage, after `AuthorizedStorage.check`
+    used -= {"list_sessions"}  # as above, with a condition on who sees what
     assert {"list_messages", "update_session", "put_memories"} <= used <= set(dir(AuthorizedStorage))
 
 
