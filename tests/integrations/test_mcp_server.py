@@ -261,6 +261,7 @@ async def as_user(made: SessionServer, token: str) -> AsyncIterator[Calls]:
 
 
 TOOLS_LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+LIST_SESSIONS = TOOLS_LIST | {"method": "tools/call", "params": {"name": "list_sessions", "arguments": {}}}
 JSON = {"Accept": "application/json, text/event-stream"}
 
 
@@ -343,6 +344,17 @@ async def test_a_revoked_user_is_refused_at_the_next_call(sessions: Sessions) ->
             assert "revoked" in await call.refused(tool, **arguments)
     with pytest.raises(UserRevoked):
         sessions.for_user("alice").list()
+
+
+async def test_a_revoked_operator_is_refused(sessions: Sessions) -> None:
+    def caller_of(token: AccessToken) -> Caller:
+        return Caller(str(token.subject), is_operator=True)
+
+    sessions.open("of-alice", user_id="alice")
+    sessions.revoke("root")
+    async with asgi(server(sessions, caller_of, token_verifier=Tokens()), Authorization="Bearer root") as http:
+        answer = (await http.post("/mcp", json=LIST_SESSIONS, headers=JSON)).json()
+    assert "your access was revoked" in answer["error"]["message"]
 
 
 def test_a_function_of_tokens_needs_a_verifier(sessions: Sessions) -> None:

@@ -18,6 +18,8 @@ from mcp.types import INVALID_REQUEST
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from session_middleware.errors import UserRevoked
+from session_middleware.integrations.mcp_server.sentences import error_text
 from session_middleware.sessions import Sessions
 from session_middleware.user_sessions import UserSessions
 
@@ -109,7 +111,10 @@ class Identification:
 
     async def _access_of(self, request: Request | None) -> Sessions | UserSessions:
         if self._has_tokens:
-            return (await self._caller_of_token()).access(self._sessions)
+            caller = await self._caller_of_token()
+            if caller.is_operator and await self._sessions.alist_revoked([caller.user_id]):  # users: by their access
+                raise MCPError(INVALID_REQUEST, error_text(UserRevoked("", user_id=caller.user_id)))
+            return caller.access(self._sessions)
         assert self._identity is None or isinstance(self._identity, Caller)
         if request is None:  # stdio: the process belongs to the person who started it
             return self._sessions if self._identity is None else self._identity.access(self._sessions)
