@@ -145,5 +145,8 @@ def _is_from_here(request: Request) -> bool:
     """
     if request.client is None or any(name in request.headers for name in _FORWARDED):
         return False
-    address = ip_address(request.client.host)
+    try:
+        address = ip_address(request.client.host)
+    except ValueError:  # a socket without an address
+        return False
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
