@@ -90,7 +90,7 @@ def _check_only_here(host: str, *, auth: str) -> None:
     """Raise `click.UsageError` for an address that others can reach."""
     if not all(ip_address(address[4][0]).is_loopback for address in _addresses(host, 0)):
         raise click.UsageError(
-            f"others can reach {host}, and without --auth nobody knows who calls; give --auth {auth}, "
+            f"others can reach {host}, and without --auth their identity is unknown; give --auth {auth}, "
             "or leave out --host to serve this machine only"
         )
 

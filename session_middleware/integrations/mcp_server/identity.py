@@ -86,7 +86,7 @@ def current_access() -> Sessions | UserSessions:
 
 
 def subject_of(token: AccessToken) -> Caller | None:
-    """The subject of a token, and the groups that its claim ``groups`` lists; without a subject nobody."""
+    """The subject of a token, and the groups that its claim ``groups`` lists; ``None`` without a subject."""
     if isinstance(token, _CallersToken):
         return token.caller
     if not token.subject:

@@ -112,7 +112,7 @@ class Authentication:
         """The caller of a request or of a WebSocket, which is found once for each.
 
         Raises:
-            HTTPException: 401 if nobody is known, 429 if the user calls too often, and what `authenticate` raises.
+            HTTPException: 401 for an unknown caller, 429 if the user calls too often, and what `authenticate` raises.
             UserRevoked: the user is revoked.
         """
         known: Caller | None = connection.scope.get(_CALLER)

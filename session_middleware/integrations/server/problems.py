@@ -28,7 +28,7 @@ class Problem(BaseModel):
 
 _REASONS = {
     400: "The request cannot be read.",
-    401: "Nobody is authenticated.",
+    401: "The caller is not authenticated.",
     403: "The caller may not do this.",
     404: "There is no such thing, or it is another user's.",
     409: "It exists already, or a run is in progress.",
