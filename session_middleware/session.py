@@ -46,7 +46,7 @@ from session_middleware.runtime.run_context import identity_of, run_config
 from session_middleware.settings import duration_of
 from session_middleware.storage import validation
 from session_middleware.storage.executor import StorageExecutor, async_twin
-from session_middleware.storage.filters import passes
+from session_middleware.storage.filters import check_filter, passes
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext, RunState, SessionHandle
 from session_middleware.storage.timeline import Timeline
@@ -651,6 +651,7 @@ class Session(SessionFields):
         """
         wanted = set(validation.checked_tags(tags))
         validation.check_kind("metadata", metadata, Mapping | None, "a dict")
+        check_filter(metadata)
         part = self._part(after, None, limit, last, subgraphs=True)
         is_filtered = bool(wanted or metadata)
         runs = self._storage.list_records(Run, self.id, part._replace(limit=None if is_filtered else part.limit))

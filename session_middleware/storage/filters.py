@@ -20,15 +20,31 @@ _ORDERS: dict[str, Callable[[Any, Any], bool]] = {
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {"$eq": operator.eq, "$ne": operator.ne, **_ORDERS}
 
 
+def check_filter(filter: Mapping[str, Any] | None) -> None:
+    """Raise `InvalidMemoryArgument` for an unknown operator, whether or not there is a value to compare."""
+    for wanted in (filter or {}).values():
+        _check(wanted)
+
+
+def _check(wanted: Any) -> None:
+    if isinstance(wanted, list | tuple):
+        for each in wanted:
+            _check(each)
+    elif not isinstance(wanted, Mapping):
+        return
+    elif not _has_operators(wanted):
+        check_filter(wanted)
+    elif unknown := next((name for name in wanted if name not in _OPERATORS), None):
+        raise InvalidMemoryArgument(f"{unknown!r} is not a filter operator", f"use one of {', '.join(_OPERATORS)}")
+
+
 def passes(value: Mapping[str, Any], filter: Mapping[str, Any] | None) -> bool:
     """Whether a value matches all keys of a filter.
 
     A dict of ``$`` operators compares; any other dict is a filter for a nested dict. A key with dots that the value
     does not have is a path: ``"a.b"`` is the value of ``"b"`` in ``"a"``. Lists match when they have the same length
-    and each element matches; tuples are lists, as in JSON. Text that is a number is ordered as a number.
-
-    Raises:
-        InvalidMemoryArgument: an unknown operator.
+    and each element matches; tuples are lists, as in JSON. Text that is a number is ordered as a number. `check_filter`
+    finds unknown operators, once for all values.
     """
     return not filter or all(_matches(_at(value, key), wanted) for key, wanted in filter.items())
 
@@ -47,14 +63,16 @@ def _matches(found: Any, wanted: Any) -> bool:
         return isinstance(found, list) and len(found) == len(wanted) and all(map(_matches, found, wanted))
     if not isinstance(wanted, Mapping):
         return bool(found == wanted)
-    if any(isinstance(key, str) and key.startswith("$") for key in wanted):
+    if _has_operators(wanted):
         return all(_compare(found, name, operand) for name, operand in wanted.items())
     return isinstance(found, Mapping) and passes(found, wanted)
 
 
+def _has_operators(wanted: Mapping[str, Any]) -> bool:
+    return any(isinstance(key, str) and key.startswith("$") for key in wanted)
+
+
 def _compare(found: Any, name: str, operand: Any) -> bool:
-    if name not in _OPERATORS:
-        raise InvalidMemoryArgument(f"{name!r} is not a filter operator", f"use one of {', '.join(_OPERATORS)}")
     if isinstance(operand, tuple):
         operand = list(operand)
     if name in _ORDERS and (isinstance(found, str) or isinstance(operand, str)):

@@ -7,6 +7,7 @@ from datetime import datetime
 from functools import partial
 
 from session_middleware.models import to_text
+from session_middleware.storage.filters import check_filter
 from session_middleware.storage.memory_types import MemoryQuery, StoredMemory, ToEmbed, Vectors
 from session_middleware.storage.sql.connection import index_lock
 from session_middleware.storage.sql.memory import indexing, items, memories, recall, vectors
@@ -27,6 +28,7 @@ class MemoryOperations(Operations):
         return found
 
     def search_memories(self, query: MemoryQuery) -> list[StoredMemory]:
+        check_filter(query.filter)
         now, can_index = self._rules.clock(), self._database.is_writable
         if can_index and query.whose:
             self._remove_outdated()
