@@ -4,7 +4,7 @@ It needs the extra ``server``. `app` makes an app of FastAPI, alone or to be mou
 """
 
 from session_middleware.integrations.server.application import app, ui
-from session_middleware.integrations.server.gateway_settings import Gateway
+from session_middleware.integrations.server.gateway.settings import Gateway
 from session_middleware.integrations.server.identity import Authenticate, Caller, LoopbackUser
 from session_middleware.integrations.server.limits import Limits
 from session_middleware.integrations.server.tokens import JwtVerifier

@@ -14,27 +14,19 @@ from langgraph.pregel import Pregel
 from session_middleware import Sessions, __version__
 from session_middleware.errors import InvalidArgument
 from session_middleware.integrations.fastapi_errors import add_error_handler
-from session_middleware.integrations.server import (
-    assistants,
-    follow,
-    info,
-    metrics,
-    runs,
-    store,
-    thread_states,
-    thread_stream,
-    threads,
-    unsupported,
-)
-from session_middleware.integrations.server.gateway_settings import Gateway
+from session_middleware.integrations.server import assistants, follow, info, metrics, store, unsupported
+from session_middleware.integrations.server.gateway.settings import Gateway
 from session_middleware.integrations.server.identity import Authenticate, Authentication, LoopbackUser
 from session_middleware.integrations.server.limits import Limits, RequestRates
 from session_middleware.integrations.server.metrics import Metrics
 from session_middleware.integrations.server.page import page_of
 from session_middleware.integrations.server.problems import add_validation_handler
-from session_middleware.integrations.server.run_service import RunService
+from session_middleware.integrations.server.runs import routes as run_routes
+from session_middleware.integrations.server.runs.service import RunService
 from session_middleware.integrations.server.server_state import Server
 from session_middleware.integrations.server.streams import OpenStreams
+from session_middleware.integrations.server.threads import routes as thread_routes
+from session_middleware.integrations.server.threads import states, stream
 
 
 def app(
@@ -118,10 +110,10 @@ async def _lifespan(made: FastAPI) -> AsyncIterator[None]:
 
 
 def _add_gateway(made: FastAPI, settings: Gateway) -> None:
-    from session_middleware.integrations.server import gateway  # which imports the SDK of MCP
+    from session_middleware.integrations.server.gateway import service  # which imports the SDK of MCP
 
-    made.state.gateway = gateway.GatewayService(made.state.server.sessions, settings)
-    made.include_router(gateway.router)
+    made.state.gateway = service.GatewayService(made.state.server.sessions, settings)
+    made.include_router(service.router)
 
 
 def ui(sessions: Sessions, *, authenticate: Authenticate | None = None) -> FastAPI:
@@ -140,10 +132,10 @@ def _add_routes(made: FastAPI) -> None:
     made.include_router(info.router)
     made.include_router(unsupported.router)  # before the routes whose paths would match too
     made.include_router(assistants.router)
-    made.include_router(threads.router)
-    made.include_router(thread_states.router)
+    made.include_router(thread_routes.router)
+    made.include_router(states.router)
     made.include_router(store.router)
     made.include_router(follow.router)
     made.include_router(metrics.router)
-    made.include_router(runs.router)
-    made.include_router(thread_stream.router)
+    made.include_router(run_routes.router)
+    made.include_router(stream.router)

@@ -14,7 +14,7 @@ from langgraph_sdk import get_client
 from langgraph_sdk.client import LangGraphClient
 
 from session_middleware import Sessions
-from session_middleware.integrations.server.run_notes import DIED
+from session_middleware.integrations.server.runs.notes import DIED
 from tests.integrations.server.test_runs import GRAPH, counts, say, texts, until
 from tests.support import gated_server
 from tests.support.processes import Process

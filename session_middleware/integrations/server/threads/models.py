@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, StrictBool, field_validator
 
 from session_middleware.integrations.server.request_types import Document, Id, Limit, NewId, Offset, Text, Values
-from session_middleware.integrations.server.thread_fields import ThreadStatus
+from session_middleware.integrations.server.threads.fields import ThreadStatus
 
 Minutes = Annotated[float, Field(ge=1 / 60, le=36_525 * 24 * 60)]  # a second to 100 years
 

@@ -12,10 +12,10 @@ from starlette.types import Send
 
 from session_middleware import Sessions
 from session_middleware.errors import SessionError
-from session_middleware.integrations.server.run_job import error_of
-from session_middleware.integrations.server.run_log import Event
-from session_middleware.integrations.server.run_notes import RunNote
-from session_middleware.integrations.server.run_service import RunService
+from session_middleware.integrations.server.runs.job import error_of
+from session_middleware.integrations.server.runs.log import Event
+from session_middleware.integrations.server.runs.notes import RunNote
+from session_middleware.integrations.server.runs.service import RunService
 from session_middleware.integrations.server.serialization import json_bytes
 from session_middleware.integrations.server.streams import Stream
 from session_middleware.user_sessions import UserSessions

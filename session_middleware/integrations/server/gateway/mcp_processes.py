@@ -37,7 +37,7 @@ from session_middleware.errors import (
     ToolServerFailed,
     ToolTimedOut,
 )
-from session_middleware.integrations.server.gateway_settings import Gateway
+from session_middleware.integrations.server.gateway.settings import Gateway
 from session_middleware.models import utc_now
 from session_middleware.session import Session
 

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from langgraph.store.base import GetOp, Op, PutOp, SearchItem, SearchOp
 
 from session_middleware import Sessions
-from session_middleware.integrations.server.run_log import Event
-from session_middleware.integrations.server.run_request import Action
+from session_middleware.integrations.server.runs.log import Event
+from session_middleware.integrations.server.runs.request import Action
 from session_middleware.memory.scopes import RESERVED
 from session_middleware.storage.processes import is_gone, is_near, this_process
 

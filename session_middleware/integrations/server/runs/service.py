@@ -20,11 +20,11 @@ from session_middleware import Session, Sessions
 from session_middleware.errors import SessionBusy, SessionNotFound
 from session_middleware.integrations.server.assistants import assistants_of, get_assistant
 from session_middleware.integrations.server.identity import Caller
-from session_middleware.integrations.server.run_job import Job
-from session_middleware.integrations.server.run_log import PAUSE_SECONDS, Event, position_of
-from session_middleware.integrations.server.run_notes import DIED, Order, RunNote, RunNotes
-from session_middleware.integrations.server.run_request import Action, RunCreate
-from session_middleware.integrations.server.run_upkeep import RunUpkeep
+from session_middleware.integrations.server.runs.job import Job
+from session_middleware.integrations.server.runs.log import PAUSE_SECONDS, Event, position_of
+from session_middleware.integrations.server.runs.notes import DIED, Order, RunNote, RunNotes
+from session_middleware.integrations.server.runs.request import Action, RunCreate
+from session_middleware.integrations.server.runs.upkeep import RunUpkeep
 from session_middleware.integrations.server.serialization import json_bytes
 from session_middleware.integrations.server.server_state import Server
 from session_middleware.models import Run, utc_now

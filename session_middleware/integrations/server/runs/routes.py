@@ -18,16 +18,16 @@ from starlette.responses import StreamingResponse
 from session_middleware import Session
 from session_middleware.integrations.server.assistants import get_assistant
 from session_middleware.integrations.server.identity import Access, CurrentCaller
-from session_middleware.integrations.server.run_notes import RunNote, RunStatus
-from session_middleware.integrations.server.run_request import Action, RunCreate
-from session_middleware.integrations.server.run_responses import (
+from session_middleware.integrations.server.runs.notes import RunNote, RunStatus
+from session_middleware.integrations.server.runs.request import Action, RunCreate
+from session_middleware.integrations.server.runs.responses import (
     LastEventId,
     Runs,
     path_of,
     result_response,
     stream_response,
 )
-from session_middleware.integrations.server.run_service import RunService
+from session_middleware.integrations.server.runs.service import RunService
 from session_middleware.integrations.server.server_state import CurrentServer
 from session_middleware.integrations.server.streams import Streaming
 

@@ -1,4 +1,4 @@
-"""The routes of threads: each is a session of the caller. See `thread_states` for the state of one."""
+"""The routes of threads: each is a session of the caller. See `states` for the state of one."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from starlette.responses import Response
 
 from session_middleware import Session, SessionNotFound, Sessions
 from session_middleware.errors import SessionAccessDenied, SessionExists
-from session_middleware.integrations.server import thread_search
 from session_middleware.integrations.server.assistants import page_headers
 from session_middleware.integrations.server.identity import Access, Caller, CurrentCaller
 from session_middleware.integrations.server.problems import problems
 from session_middleware.integrations.server.request_types import Id
 from session_middleware.integrations.server.serialization import StateResponse
 from session_middleware.integrations.server.server_state import CurrentServer, Server
-from session_middleware.integrations.server.thread_fields import details_of, thread_json
-from session_middleware.integrations.server.thread_models import (
+from session_middleware.integrations.server.threads import search
+from session_middleware.integrations.server.threads.fields import details_of, thread_json
+from session_middleware.integrations.server.threads.models import (
     Pruned,
     Thread,
     ThreadCreate,
@@ -29,7 +29,7 @@ from session_middleware.integrations.server.thread_models import (
     ThreadSearch,
     ThreadWithTtl,
 )
-from session_middleware.integrations.server.thread_states import apply_supersteps
+from session_middleware.integrations.server.threads.states import apply_supersteps
 from session_middleware.user_sessions import UserSessions
 
 router = APIRouter(prefix="/threads", tags=["threads"], responses=problems(422, 429))
@@ -79,13 +79,13 @@ async def _apply_supersteps(server: Server, session: Session, given: ThreadCreat
 @router.post("/search", response_model=list[ThreadPart])
 async def search_threads(server: CurrentServer, access: Access, wanted: ThreadSearch) -> Response:
     """The caller's threads, latest activity first."""
-    page, has_more = await thread_search.search(server, access, wanted)
+    page, has_more = await search.search(server, access, wanted)
     fields: list[str] = [*(wanted.select or ())]
     found = []
     for session in page:
         shown = await thread_json(server, session, fields=fields)
         if wanted.extract:
-            shown["extracted"] = await thread_search.extracted(server, session, wanted.extract)
+            shown["extracted"] = await search.extracted(server, session, wanted.extract)
         found.append(shown)
     return StateResponse(found, headers=page_headers((wanted.offset or 0) + len(found), has_more=has_more))
 
@@ -93,7 +93,7 @@ async def search_threads(server: CurrentServer, access: Access, wanted: ThreadSe
 @router.post("/count")
 async def count_threads(server: CurrentServer, access: Access, wanted: ThreadFilter) -> int:
     """The number of the caller's threads."""
-    return await thread_search.count(server, access, wanted)
+    return await search.count(server, access, wanted)
 
 
 @router.post("/prune")

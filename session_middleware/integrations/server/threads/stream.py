@@ -1,7 +1,7 @@
 """The stream of a thread: the events of its runs, those that are to come too, until the client leaves.
 
 Each run is followed by a task of its own. They share a short queue, so a client that does not read stops them, and what
-that does to a run is said in `run_log`.
+that does to a run is said in `runs.log`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,17 @@ from session_middleware import Session
 from session_middleware.errors import SessionError
 from session_middleware.integrations.server.identity import Access
 from session_middleware.integrations.server.problems import problems
-from session_middleware.integrations.server.run_job import error_of
-from session_middleware.integrations.server.run_log import PAUSE_SECONDS, Event, position_of
-from session_middleware.integrations.server.run_notes import RunNote
-from session_middleware.integrations.server.run_responses import NOT_KEPT, ClosingStream, LastEventId, Runs, error_frame
-from session_middleware.integrations.server.run_service import RunService
+from session_middleware.integrations.server.runs.job import error_of
+from session_middleware.integrations.server.runs.log import PAUSE_SECONDS, Event, position_of
+from session_middleware.integrations.server.runs.notes import RunNote
+from session_middleware.integrations.server.runs.responses import (
+    NOT_KEPT,
+    ClosingStream,
+    LastEventId,
+    Runs,
+    error_frame,
+)
+from session_middleware.integrations.server.runs.service import RunService
 from session_middleware.integrations.server.serialization import json_bytes
 from session_middleware.integrations.server.streams import Streaming
 from session_middleware.models import utc_now

@@ -15,14 +15,14 @@ from session_middleware import Session, Sessions
 from session_middleware.integrations.server.containment import contains
 from session_middleware.integrations.server.serialization import json_bytes
 from session_middleware.integrations.server.server_state import Server
-from session_middleware.integrations.server.thread_fields import (
+from session_middleware.integrations.server.threads.fields import (
     ThreadStatus,
     derived_keys,
     metadata_of,
     status_of,
     thread_json,
 )
-from session_middleware.integrations.server.thread_models import ThreadFilter, ThreadSearch
+from session_middleware.integrations.server.threads.models import ThreadFilter, ThreadSearch
 from session_middleware.models import SessionOrder
 from session_middleware.user_sessions import UserSessions
 

@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import replace
 
 from session_middleware.errors import SessionError
-from session_middleware.integrations.server.run_job import Job
-from session_middleware.integrations.server.run_notes import Batch, RunNote, RunNotes
+from session_middleware.integrations.server.runs.job import Job
+from session_middleware.integrations.server.runs.notes import Batch, RunNote, RunNotes
 from session_middleware.models import utc_now
 
 logger = logging.getLogger("session_middleware")

@@ -14,10 +14,10 @@ from langchain_core.runnables import RunnableConfig
 
 from session_middleware.errors import SessionError
 from session_middleware.integrations.fastapi_errors import body_of
-from session_middleware.integrations.server.run_events import Graph, events_of
-from session_middleware.integrations.server.run_log import EventLog
-from session_middleware.integrations.server.run_notes import DIED, Batch, RunNote, RunStatus
-from session_middleware.integrations.server.run_request import Action, RunCreate
+from session_middleware.integrations.server.runs.events import Graph, events_of
+from session_middleware.integrations.server.runs.log import EventLog
+from session_middleware.integrations.server.runs.notes import DIED, Batch, RunNote, RunStatus
+from session_middleware.integrations.server.runs.request import Action, RunCreate
 from session_middleware.integrations.server.serialization import error_json, json_bytes
 from session_middleware.models import utc_now
 

@@ -14,7 +14,7 @@ from langchain_core.messages import BaseMessage, BaseMessageChunk, message_chunk
 from langchain_core.runnables import RunnableConfig
 from langgraph.pregel import Pregel
 
-from session_middleware.integrations.server.run_request import RunCreate
+from session_middleware.integrations.server.runs.request import RunCreate
 from session_middleware.integrations.server.serialization import checkpoint_json
 
 Graph = Pregel[Any, Any, Any, Any]

@@ -24,13 +24,13 @@ from session_middleware.integrations.server.serialization import (
     state_json,
 )
 from session_middleware.integrations.server.server_state import CurrentServer, Server
-from session_middleware.integrations.server.thread_fields import (
+from session_middleware.integrations.server.threads.fields import (
     config_of,
     find_assistant_of,
     get_assistant_of,
     read_state,
 )
-from session_middleware.integrations.server.thread_models import (
+from session_middleware.integrations.server.threads.models import (
     ConfigNamed,
     GivenUpdate,
     HistorySearch,
