@@ -11,7 +11,7 @@ from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 
 from session_middleware.models import Message, ToolCall
-from session_middleware.storage.jsonable import is_a
+from session_middleware.storage.jsonable import is_a, stored_id
 from session_middleware.storage.record_entries import SHARED
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ def _executions(missing: Sequence[UnansweredCall], executions: list[ToolCall]) -
     found: dict[int, ToolCall] = {}
     for index, unanswered in reversed([*enumerate(missing)]):
         key = unanswered.message_id, unanswered.call["id"]
-        own = [call for call in executions if (call.message_id, call.tool_call_id) == key]
+        recorded = tuple(stored_id(given) if isinstance(given, str) else given for given in key)
+        own = [call for call in executions if (call.message_id, call.tool_call_id) == recorded]
         equal = [call for call in own if call.arguments == unanswered.call["args"]]
         if equal or (own and counts[key] == 1):
             found[index] = (equal or own)[-1]

@@ -19,6 +19,7 @@ from langgraph.constants import START
 
 from session_middleware.checkpoint.langchain_messages import id_of, is_from_user
 from session_middleware.errors import InvalidArgument
+from session_middleware.storage.jsonable import stored_id
 from session_middleware.storage.types import MessagePoint
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def _put_beside(
 def contains(found: CheckpointTuple, message_id: str) -> bool:
     """Whether a list of the state has a message with this id."""
     lists = (value for value in found.checkpoint["channel_values"].values() if type(value) is list)
-    return any(id_of(one) == message_id for value in lists for one in value)
+    return any(stored_id(str(id_of(one))) == message_id for value in lists for one in value)
 
 
 def _edited(

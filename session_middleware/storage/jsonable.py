@@ -7,6 +7,7 @@ The arguments and results of tools can be any objects. A value that JSON cannot 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -26,6 +27,7 @@ T = TypeVar("T")
 
 _REPR_LENGTH = 10_000  # characters; a longer `repr` is cut
 _ARRAY_SIZE = 10_000  # elements; a larger array becomes its `repr`
+LONGEST_ID = 200  # characters; an entry of PostgreSQL's indexes, which has several ids, has 2,704 bytes
 REPLACED = "\ufffd"  # in place of a lone surrogate
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ARRAYS = {("numpy", "ndarray"), ("numpy", "generic"), ("pandas", "Series"), ("pandas", "Index")}
@@ -79,6 +81,18 @@ def clean(text: str) -> str:
     except UnicodeEncodeError:
         return _SURROGATE.sub(REPLACED, text)
     return text
+
+
+def stored_id(given: str) -> str:
+    """The id of a message or a tool call as the record has it.
+
+    A lone surrogate is a question mark, as in the state that a checkpointer restores. A long id ends with its digest.
+    """
+    text = given if is_text(given) else given.encode(errors="replace").decode()
+    if len(text) <= LONGEST_ID:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f"{text[: LONGEST_ID - 1 - len(digest)]}~{digest}"
 
 
 def _describe(value: Any) -> Any:

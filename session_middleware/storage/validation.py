@@ -17,7 +17,7 @@ from session_middleware.errors import InvalidArgument, InvalidMemoryArgument, Un
 from session_middleware.lifecycle import owner_id_or_none
 from session_middleware.models import Identity, Message, OnExpire, OnResume, Run, Status, Visibility
 from session_middleware.settings import own_seconds, parse_duration
-from session_middleware.storage.jsonable import clean
+from session_middleware.storage.jsonable import stored_id
 from session_middleware.storage.titles import title_key
 from session_middleware.storage.types import SessionDetails, SessionFilter
 
@@ -238,14 +238,14 @@ def validated(name: str, value: object, kind: Any, wanted: str) -> Any:
 
 def message_id_of(given: object) -> str:
     check_kind("message_id", given, str, "the id of a message, such as messages()[0].message_id")
-    return clean(given)  # type: ignore[arg-type]  # checked
+    return stored_id(given)  # type: ignore[arg-type]  # checked
 
 
 def point_of(at: object) -> str | None:
     """The id of a point to fork at."""
     found = at.message_id if isinstance(at, Message) else at.id if isinstance(at, Run) else at
     check_kind("at", found, str | None, "a message, run or checkpoint of this session, or its id")
-    return None if found is None else clean(found)  # type: ignore[arg-type]  # checked
+    return None if found is None else stored_id(found)  # type: ignore[arg-type]  # checked
 
 
 def check_choice(name: str, value: object, known: Sequence[str]) -> None:

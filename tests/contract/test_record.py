@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from langchain_core.messages import HumanMessage
 
 from session_middleware import Sessions
 from session_middleware.models import Event, Identity, ModelCall, Run, ToolCall
 from session_middleware.storage.checkpoint_types import Blob, CheckpointPut
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.record_entries import MessageEntry, ModelCallEntry, RunEnd, ToolEnd, ToolStart
+from session_middleware.storage.record_entries import ASIDE, MessageEntry, ModelCallEntry, RunEnd, ToolEnd, ToolStart
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.record import runs
 from session_middleware.storage.types import Part, SessionDetails
+from tests.support import agents
 from tests.support.pairwise import KINDS
 
 pytestmark = pytest.mark.parametrize("storage_url", KINDS, indirect=True)
@@ -360,23 +362,36 @@ def test_counters_are_of_the_rows_there_are(storage: Storage, run: RunContext) -
     assert storage.list_records(Run, "t")[0].cost == 0.5
 
 
-def test_an_id_with_a_nul_added_again_by_another_process_is_one_row(storage_url: str) -> None:
-    for _process in range(2):
+ODD_IDS = {"NUL": "a\0b", "no valid unicode": "a\ud800b", "3 MB": "x" * 3_000_000}
+
+
+@pytest.mark.parametrize("odd", ODD_IDS.values(), ids=ODD_IDS)
+def test_a_message_with_an_odd_id_is_one_row_whoever_records_it_again(storage_url: str, odd: str) -> None:
+    for text in ("hi", "bye"):
         with Sessions(storage_url) as sessions:
-            session = sessions.open("with a NUL")
-            session.add({"role": "user", "content": "s", "id": "a\0b"})
-            session.add({"role": "user", "content": "other", "id": "a"})
-            found = [(message.message_id, message.text) for message in session.messages()]
-            assert found == [
-                ("a\0b", "s"),
-                ("a", "other"),
+            graph, session = sessions.attach(agents.chat()), sessions.open("by hand")
+            said = [HumanMessage(text, id=odd), HumanMessage("cut \ud800", id="cut")] if text == "hi" else text
+            graph.invoke({"messages": said}, sessions.config("t"))
+            found = [
+                message.text for message in sessions.get("t").messages(all_versions=True) if message.role == "user"
             ]
+            assert found == ["hi", "cut \ufffd", "bye"][: len(found)]
+            added = [session.add({"role": "user", "content": "s", "id": each}) for each in (odd, "a")]
+            assert [(m.message_id, m.seq) for m in session.messages()] == [(m.message_id, m.seq) for m in added]
+            assert len(added[0].message_id) <= 200
+            assert sessions.get("t").messages()[0].message_id == added[0].message_id
+            if storage_url == ":memory:":
+                return
 
 
-def test_a_message_whose_id_is_no_valid_unicode_is_returned_by_add_as_it_is_stored(storage_url: str) -> None:
-    for _process in range(2):
-        with Sessions(storage_url) as sessions:
-            session = sessions.open("with a lone surrogate")
-            added = session.add({"role": "user", "content": "s", "id": "a\ud800b"})
-            assert (added.message_id, added.text) == ("a\ufffdb", "s")
-            assert [message.seq for message in session.messages()] == [added.seq]
+@pytest.mark.parametrize("odd", ODD_IDS.values(), ids=ODD_IDS)
+def test_a_call_with_an_odd_id_finds_its_request_and_its_answer(storage: Storage, run: RunContext, odd: str) -> None:
+    storage.append(run, [ToolStart("x1", odd, "add", {"a": 1}), ToolEnd("x1", "ok", 3)])
+    storage.append(run, [say(odd, "", "assistant", tool_calls=[CALL | {"id": odd}], flags=(ASIDE,))])
+    storage.append(run, [say(odd, "", "assistant", tool_calls=[CALL | {"id": odd}])])
+    storage.append(run, [say("answer", "3", "tool", tool_call_id=odd)])
+    [[call], [answer]] = storage.find_executions("t", [odd])
+    request = storage.find_message("t", odd)
+    assert request is not None
+    assert (request.flags, call.message_id, call.tool_call_id) == ((), request.message_id, request.tool_calls[0]["id"])
+    assert (answer.message_id, answer.tool_call_id) == ("answer", call.tool_call_id)

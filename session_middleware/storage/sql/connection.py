@@ -5,6 +5,7 @@ The SQL is written once, in the words of SQLite. A connection to another databas
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -34,6 +35,17 @@ def lock_found(connection: Connection, find: Callable[[], C]) -> C:
         connection.lock(found)
         locked.update(found)
     return found
+
+
+def among(column: str, texts: Iterable[str]) -> tuple[str, list[str]]:
+    """The condition that a column has one of these texts, and its parameters."""
+    listed = [*texts]
+    with_nul = [text for text in listed if "\0" in text]  # where a text of SQLite's `json_each` ends
+    condition = f"{column} IN (SELECT value FROM json_each(?))"
+    if not with_nul:
+        return condition, [json.dumps(listed)]
+    others = [text for text in listed if "\0" not in text]
+    return f"({condition} OR {column} IN ({', '.join('?' * len(with_nul))}))", [json.dumps(others), *with_nul]
 
 
 def index_lock(session_id: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from session_middleware.storage.sql.connection import Connection
+from session_middleware.storage.sql.connection import Connection, among
 from session_middleware.storage.sql.memory import memories
 from session_middleware.storage.sql.sessions import events
 from session_middleware.storage.titles import UNTITLED, title_of
@@ -61,7 +61,9 @@ def delete_message(connection: Connection, session_id: str, message_id: str, now
         (sum(row[0] == 1 for row in rows), session_id),
     )
     made = {title for row in rows if row[4] == "user" and (title := title_of(row[5]))}
-    connection.execute(_DELETE_TITLE, (UNTITLED, session_id, json.dumps([*made])))
+    those, titles = among("title", made)
+    sql = f"UPDATE sessions SET title = NULL, title_key = ? WHERE id = ? AND {those}"
+    connection.execute(sql, (UNTITLED, session_id, *titles))
     connection.execute(
         "DELETE FROM conversation_items WHERE session_id = ? AND message_id = ?", (session_id, message_id)
     )
@@ -72,11 +74,6 @@ def delete_message(connection: Connection, session_id: str, message_id: str, now
     detail = {"message_id": message_id, "versions": len(rows), "position": rows[0][2], "branch": rows[0][3]}
     events.append(connection, session_id, "message_deleted", None, {**detail, "digests": digests, "seqs": seqs}, now)
     return len(rows)
-
-
-_DELETE_TITLE = """
-    UPDATE sessions SET title = NULL, title_key = ? WHERE id = ? AND title IN (SELECT value FROM json_each(?))
-"""
 
 
 def _delete_files(connection: Connection, session_id: str, names: Iterable[str]) -> None:

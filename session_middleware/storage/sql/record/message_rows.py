@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from operator import attrgetter, eq
+from operator import attrgetter, eq, methodcaller
 from typing import Any, NamedTuple
 
 from session_middleware.models import to_text
+from session_middleware.storage.jsonable import LONGEST_ID, REPLACED, stored_id
 from session_middleware.storage.record_entries import ASIDE, SHARED, MessageEntry, ModelCallEntry
+from session_middleware.storage.sql.connection import among
 from session_middleware.storage.sql.record import branches, deletions, tool_call_rows
 from session_middleware.storage.sql.record.branches import Line
 from session_middleware.storage.sql.row_mapping import clean, flags_of, to_json
@@ -57,13 +59,18 @@ _COLUMNS = (
     *("model", "input_tokens", "output_tokens", "extra", "created_at"),
 )
 FIELDS = ", ".join(StoredVersion._fields)
-_TEXTS = ("message_id", "role", "text", "name", "tool_call_id", "model", "checkpoint_ns")
-_texts_of, _id_of = attrgetter(*_TEXTS), attrgetter("message_id")
+_IDS, _TEXTS = ("message_id", "tool_call_id", "followed_by"), ("role", "text", "name", "model", "checkpoint_ns")
+_ids_of, _texts_of, _id_of, _id_of_call = (
+    attrgetter(*_IDS),
+    attrgetter(*_TEXTS),
+    attrgetter("message_id"),
+    methodcaller("get", "id"),
+)
 
 
 def append(write: SessionWrite, run: RunWrite, messages: Sequence[MessageEntry], now: datetime) -> None:
-    """Append observed messages: those that are new, and new versions of those with other content."""
-    _Appender(write, run, now).append([*map(cleaned, messages)])
+    """Append observed messages that are `cleaned`: those that are new, and new versions of those with other content."""
+    _Appender(write, run, now).append(messages)
 
 
 class _Appender:
@@ -129,18 +136,11 @@ class _Appender:
             self._stored[message_id] = []
         if state.message_ids is not None:
             missing &= state.message_ids
-        of_session = f"SELECT {FIELDS} FROM messages WHERE session_id = ? AND message_id"
-        with_nul = {message_id for message_id in missing if "\0" in message_id}  # SQLite's json_each ends a text there
-        rows = [
-            row
-            for message_id in with_nul
-            for row in self._write.query(f"{of_session} = ? ORDER BY version", (self._session_id, message_id))
-        ]
-        if listed := list(missing - with_nul):
-            of_these = f"{of_session} IN (SELECT value FROM json_each(?)) ORDER BY version"
-            rows += self._write.query(of_these, (self._session_id, json.dumps(listed)))
-        for row in rows:
-            self._stored[row[0]].append(StoredVersion(*row))
+        if missing:
+            those, values = among("message_id", missing)
+            sql = f"SELECT {FIELDS} FROM messages WHERE session_id = ? AND {those} ORDER BY version"
+            for row in self._write.query(sql, (self._session_id, *values)):
+                self._stored[row[0]].append(StoredVersion(*row))
 
     def _append_one(self, message: MessageEntry) -> None:
         if message.again is not None:
@@ -395,13 +395,13 @@ def clear_aside(write: SessionWrite, session_id: str, message_ids: Sequence[str]
     """Make messages that were aside part of the conversation; returns how many were."""
     for message_id in message_ids:
         write.state.message_rows.pop(message_id, None)
-    return write.execute(_CLEAR_ASIDE, (session_id, json.dumps(message_ids))).rowcount
+    those, values = among("message_id", message_ids)
+    return write.execute(f"{_CLEAR_ASIDE} AND {those}", (session_id, *values)).rowcount
 
 
 _CLEAR_ASIDE = f"""
     UPDATE messages SET checkpoint_ns = '', flags = (SELECT NULLIF(json_group_array(value), '[]') FROM json_each(flags)
-    WHERE value != '{ASIDE}') WHERE session_id = ? AND message_id IN (SELECT value FROM json_each(?))
-    AND flags LIKE '%"{ASIDE}"%'
+    WHERE value != '{ASIDE}') WHERE session_id = ? AND flags LIKE '%"{ASIDE}"%'
 """
 
 
@@ -458,13 +458,18 @@ def _with_recorded_id(message: MessageEntry, aliases: Mapping[str, str]) -> Mess
 
 
 def cleaned(message: MessageEntry) -> MessageEntry:
-    """Replace lone surrogates, which a database cannot store."""
+    """The message with its ids and texts as a database can store them."""
+    ids = [*map(str, (*_ids_of(message), *map(_id_of_call, message.tool_calls)))]
     try:
-        "".join(map(str, _texts_of(message))).encode()
+        "".join((*ids, *map(str, _texts_of(message)))).encode()
+        if max(map(len, ids)) <= LONGEST_ID:
+            return message
     except UnicodeEncodeError:
-        texts: dict[str, Any] = {name: clean(t) for name in _TEXTS if isinstance(t := getattr(message, name), str)}
-        return message._replace(**texts)
-    return message
+        pass
+    own: dict[str, Any] = {name: given and stored_id(given) for name, given in zip(_IDS, _ids_of(message), strict=True)}
+    own |= {name: given and clean(given) for name, given in zip(_TEXTS, _texts_of(message), strict=True)}
+    calls = [{**call, "id": (given := call.get("id")) and stored_id(str(given))} for call in message.tool_calls]
+    return message._replace(tool_calls=calls, **own)
 
 
 def comparison_key(message: MessageEntry) -> Key:
@@ -474,7 +479,11 @@ def comparison_key(message: MessageEntry) -> Key:
 
 
 def normalized(key: Key) -> Key:
-    """The key with the arguments of tool calls sorted, because their order has no meaning."""
+    """The key without differences that have no meaning: the order of arguments, and the mark of an invalid character.
+
+    A checkpointer restores it as a question mark.
+    """
+    key = (*(text and text.replace(REPLACED, "?") for text in key[:4]), *key[4:])
     try:
         return (*key[:3], json.dumps(json.loads(key[3]), sort_keys=True), *key[4:]) if key[3] else key
     except ValueError:  # a damaged row equals no message

@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from session_middleware.models import Branch, Event, Message, ModelCall, Question, Run, ToolCall
+from session_middleware.storage.jsonable import stored_id
 from session_middleware.storage.processes import is_gone
 from session_middleware.storage.record_entries import ASIDE
-from session_middleware.storage.sql.connection import UNLIMITED, Connection, Cursor
+from session_middleware.storage.sql.connection import UNLIMITED, Connection, Cursor, among
 from session_middleware.storage.sql.record import branches, deletions, runs
-from session_middleware.storage.sql.row_mapping import clean, values_of
+from session_middleware.storage.sql.row_mapping import values_of
 from session_middleware.storage.types import Page, Part, Record
 
 R = TypeVar("R", bound=Record)
@@ -259,7 +260,7 @@ def _deleted_at(connection: Connection, session_id: str, seq: int) -> deletions.
 def find_message(connection: Connection, session_id: str, message_id: str) -> Message | None:
     cursor = connection.execute(
         "SELECT * FROM messages WHERE session_id = ? AND message_id = ? ORDER BY version DESC LIMIT 1",
-        (session_id, clean(message_id)),
+        (session_id, stored_id(message_id)),
     )
     return next(iter(values_of(Message, cursor)), None)
 
@@ -277,18 +278,12 @@ def list_branches(connection: Connection, session_id: str) -> list[Branch]:
 def find_executions(
     connection: Connection, session_id: str, tool_call_ids: Sequence[str]
 ) -> tuple[list[ToolCall], list[Message]]:
-    cursor = connection.execute(
-        "SELECT * FROM tool_calls WHERE session_id = ? AND tool_call_id IN (SELECT value FROM json_each(?))"
-        " ORDER BY seq",
-        (session_id, json.dumps([*map(clean, tool_call_ids)])),
-    )
-    found = values_of(ToolCall, cursor)
-    finished = {clean(call.tool_call_id) for call in found if call.status in ("ok", "error")}
+    those, ids = among("tool_call_id", map(stored_id, tool_call_ids))
+    sql = f"SELECT * FROM tool_calls WHERE session_id = ? AND {those} ORDER BY seq"
+    found = values_of(ToolCall, connection.execute(sql, (session_id, *ids)))
+    finished = {call.tool_call_id for call in found if call.status in ("ok", "error")}
     if not finished:
         return found, []
-    cursor = connection.execute(
-        f"SELECT * FROM messages WHERE session_id = ? AND tool_call_id IN ({', '.join('?' * len(finished))})"
-        " AND replaced_by IS NULL ORDER BY seq",
-        (session_id, *finished),
-    )
-    return found, values_of(Message, cursor)
+    those, ids = among("tool_call_id", finished)
+    sql = f"SELECT * FROM messages WHERE session_id = ? AND {those} AND replaced_by IS NULL ORDER BY seq"
+    return found, values_of(Message, connection.execute(sql, (session_id, *ids)))

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from session_middleware.models import RepairedCall, to_text
+from session_middleware.storage.jsonable import stored_id
 from session_middleware.storage.processes import this_process
 from session_middleware.storage.record_entries import (
     REPORTED,
@@ -18,7 +19,7 @@ from session_middleware.storage.record_entries import (
     ToolStart,
     is_reported,
 )
-from session_middleware.storage.sql.connection import Connection
+from session_middleware.storage.sql.connection import Connection, among
 from session_middleware.storage.sql.row_mapping import clean, flags_of, to_json
 from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sql.session_state import SessionWrite
@@ -32,7 +33,7 @@ _COLUMNS = (
 
 def start(write: SessionWrite, run: RunWrite, call: ToolStart, now: datetime) -> None:
     session_id, counters, executions = run.session_id, write.counters, run.record.executions
-    request_id, call_id = call.message_id, call.tool_call_id and clean(call.tool_call_id)
+    request_id, call_id = (given and stored_id(given) for given in (call.message_id, call.tool_call_id))
     name, arguments = clean(call.name), to_json(call.arguments)
     flags = flags_of(call.flags, name, arguments)
     if call.corrects:
@@ -247,12 +248,10 @@ def set_request(write: SessionWrite, session_id: str, message: MessageEntry) -> 
         state.calls_without_request = write.query(sql, (session_id,)).fetchone() is not None
     if not state.calls_without_request:
         return
-    requested = {(clean(str(call.get("id"))), to_json(call.get("args"))) for call in message.tool_calls}
-    found = write.query(
-        "SELECT seq, tool_call_id, arguments FROM tool_calls WHERE session_id = ? AND message_id IS NULL"
-        " AND tool_call_id IN (SELECT value FROM json_each(?)) ORDER BY seq",
-        (session_id, json.dumps([call_id for call_id, _ in requested])),
-    ).fetchall()
+    requested = {(str(call.get("id")), to_json(call.get("args"))) for call in message.tool_calls}
+    those, ids = among("tool_call_id", [call_id for call_id, _ in requested])
+    sql = f"SELECT seq, tool_call_id, arguments FROM tool_calls WHERE session_id = ? AND message_id IS NULL AND {those}"
+    found = write.query(f"{sql} ORDER BY seq", (session_id, *ids)).fetchall()
     same = {call_id for _, call_id, arguments in found if (call_id, arguments) in requested}
     for seq, call_id, arguments in found:
         if (call_id, arguments) in requested or call_id not in same:  # another message may have used the same id
@@ -271,7 +270,7 @@ def rename_request(write: SessionWrite, session_id: str, before: str, message: M
         "UPDATE tool_calls SET message_id = ?1 WHERE session_id = ?2 AND tool_call_id = ?3 AND message_id = ?4"
         " AND NOT EXISTS (SELECT 1 FROM tool_calls AS other WHERE other.session_id = ?2 AND other.tool_call_id = ?3"
         " AND other.message_id = ?1 AND other.attempt = tool_calls.attempt)",
-        [(message.message_id, session_id, clean(str(call.get("id"))), before) for call in message.tool_calls],
+        [(message.message_id, session_id, str(call.get("id")), before) for call in message.tool_calls],
     )
 
 
@@ -351,7 +350,7 @@ def append_repair(
             connection.execute(
                 "UPDATE tool_calls SET status = 'interrupted'"
                 " WHERE session_id = ? AND tool_call_id = ? AND status = 'running'",
-                (session_id, clean(call.tool_call_id)),
+                (session_id, stored_id(call.tool_call_id)),
             )
     detail: dict[str, Any] = {} if checkpoint_id is None else {"checkpoint_id": checkpoint_id}
     detail["tool_calls"] = [{"id": call.tool_call_id, "name": call.name, "answer": call.answer} for call in calls]

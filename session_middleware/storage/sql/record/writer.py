@@ -11,8 +11,10 @@ import itertools
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from operator import attrgetter
+from typing import Any
 
 from session_middleware.storage.checkpoint_types import CheckpointPut
+from session_middleware.storage.jsonable import stored_id
 from session_middleware.storage.record_entries import (
     ASIDE,
     AnswerEntry,
@@ -53,6 +55,7 @@ def write(
     point, counters = BranchPoint(), write.counters
     if put is not None:
         point = branches.place_put(write, run, put, now)
+        put = put._replace(messages=[*map(message_rows.cleaned, put.messages)])
         entries = [*entries, *put.histories, *_with_late(put)]
     if entries:
         _append_all(write, run, entries, now)
@@ -62,7 +65,11 @@ def write(
         if put is None:
             conversation = _conversation(e for e in entries if isinstance(e, MessageEntry) and not e.followed_by)
         else:
-            conversation = [put.preceding, *_conversation(put.messages), *_later_model_output(put)]
+            conversation = [
+                put.preceding and stored_id(str(put.preceding)),
+                *_conversation(put.messages),
+                *_later_model_output(put),
+            ]
         message_rows.restore_conversation_order(write, run, conversation)
     if counters.replaced:
         own = (run.session_id, run.session_id)
@@ -152,7 +159,8 @@ def _append_all(write: SessionWrite, run: RunWrite, entries: Sequence[Entry], no
 def _append(write: SessionWrite, run: RunWrite, entries: Iterable[Entry], now: datetime) -> None:
     for kind, some in itertools.groupby(entries, type):
         if kind is MessageEntry:  # successive messages are one batch
-            message_rows.append(write, run, [entry for entry in some if isinstance(entry, MessageEntry)], now)
+            messages: Iterable[Any] = some
+            message_rows.append(write, run, [*map(message_rows.cleaned, messages)], now)
             continue
         for entry in some:
             if isinstance(entry, HistoryEntry):
