@@ -7,8 +7,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
+
+from session_middleware import Sessions
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "server.md").read_text()
@@ -19,9 +24,26 @@ def blocks(kind: str) -> list[str]:
     return re.findall(rf"^```{kind}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
+def test_the_server_is_mounted_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, app, _ = blocks("python")
+    names: dict[str, Any] = {}
+    monkeypatch.chdir(tmp_path)
+    exec(compile(graph, "my_agent.py", "exec"), names)
+    module = ModuleType("my_agent")
+    module.graph = names["graph"]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_agent", module)
+    exec(compile(app, "my_app.py", "exec"), names)
+    with TestClient(names["host"]) as client:
+        found = client.post("/agents/assistants/search", json={}).json()
+        assert [each["graph_id"] for each in found] == ["agent"]
+        thread = client.post("/agents/threads", json={}).json()["thread_id"]
+    with Sessions(tmp_path / "chat.db") as sessions:
+        assert sessions.get(thread).user_id == "alice"
+
+
 @pytest.mark.slow
 def test_the_server_and_the_client_of_the_page_do_what_it_says(tmp_path: Path) -> None:
-    graph, client = blocks("python")
+    graph, _, client = blocks("python")
     (printed,) = blocks("text")
     start, show = (re.findall(r"^\$ session-middleware (.*)$", block, re.MULTILINE)[0] for block in blocks("console"))
     (tmp_path / "my_agent.py").write_text(graph)

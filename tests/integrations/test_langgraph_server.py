@@ -46,8 +46,8 @@ pytestmark = [
 
 def write_files(folder: Path, storage_url: str, *, auth: bool) -> None:
     """The two files of the page, with further graphs."""
-    settings, app = (re.findall(rf"^```{kind}\n(.*?)^```$", PAGE.read_text(), re.M | re.S)[0] for kind in _KINDS)
-    (folder / "app.py").write_text(app)
+    (settings,) = _blocks("json")
+    (folder / "app.py").write_text(python_of_the_page()[0])
     shutil.copy(server_graphs.__file__, folder / "graphs.py")
     config = json.loads(settings)
     config["env"] = {"SESSION_STORAGE_URL": storage_url}
@@ -57,7 +57,14 @@ def write_files(folder: Path, storage_url: str, *, auth: bool) -> None:
     (folder / "langgraph.json").write_text(json.dumps(config))
 
 
-_KINDS = ("json", "python")
+def python_of_the_page() -> tuple[str, str]:
+    """The app, and how a client goes on after a crash."""
+    app, after_a_crash = _blocks("python")
+    return app, after_a_crash
+
+
+def _blocks(kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
 
 @contextmanager
@@ -142,9 +149,9 @@ def test_everything_that_a_client_asks_for_with_nobody_named_until_the_server_is
         for name in cut_off:
             threads.create(thread_id=cut_off[name], graph_id="slow", if_exists="do_nothing")
             assert texts(threads.get_state(cut_off[name])) == [f"await {name}"]
-        assert texts(runs.wait(cut_off["tea"], "slow", input=None)) == [
-            *("await tea", "tea at last", "it said tea at last")
-        ]
+        after_a_crash = python_of_the_page()[1].replace('"agent"', '"slow"')
+        exec(compile(after_a_crash, PAGE.name, "exec"), {"client": client, "thread_id": cut_off["tea"]})
+        assert texts(threads.get_state(cut_off["tea"])) == ["await tea", "tea at last", "it said tea at last"]
         assert texts(runs.wait(cut_off["coffee"], "slow", input=say("hi")))[-2:] == ["hi", "you said hi"]
 
     with Sessions(tmp_path / "chat.db") as sessions:

@@ -13,8 +13,11 @@ SUBJECTS = (("dog", "puppy", "hound", "pet"), ("car", "vehicle", "truck", "drive
 class SubjectEmbeddings(Embeddings):
     """One dimension a subject, and a little of another for what is about none of them."""
 
-    def __init__(self, dimensions: int = 4, model: str = "subjects-1") -> None:
+    def __init__(
+        self, dimensions: int = 4, model: str = "subjects-1", subjects: Sequence[Sequence[str]] = SUBJECTS
+    ) -> None:
         self.dimensions = dimensions
+        self.subjects = subjects
         self.model = model
         self.calls: list[list[str]] = []
         self.queries: list[str] = []
@@ -35,5 +38,5 @@ class SubjectEmbeddings(Embeddings):
 
     def _vector(self, text: str) -> list[float]:
         words = re.findall(r"[a-z]+", text.lower())
-        found = [float(sum(word in subject for word in words)) for subject in SUBJECTS]
+        found = [float(sum(word in subject for word in words)) for subject in self.subjects]
         return [*found, 0.1, *[0.0] * (self.dimensions - 4)]
