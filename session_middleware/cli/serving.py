@@ -49,14 +49,16 @@ def extra(name: str) -> Iterator[None]:
 host_option = click.option(
     "--host", metavar="NAME", default="127.0.0.1", help="The address to listen on. [default: 127.0.0.1]"
 )
-user_option = click.option(
-    "--user", "user_id", metavar="ID", help="The user whose sessions they are, without --auth. [default: local]"
-)
-auth_option = click.option(
-    "--auth",
-    metavar="MODULE:FUNCTION",
-    help="Finds out who calls: a function of a request, or a JwtVerifier. Needed where others can call.",
-)
+
+
+def user_option(default: str) -> Callable[..., Any]:
+    text = f"The user whose sessions are served; not with --auth. [default: {default}]"
+    return click.option("--user", "user_id", metavar="ID", help=text)
+
+
+def auth_option(kinds: str) -> Callable[..., Any]:
+    text = f"Identifies each caller: {kinds}. Needed with a --host that others can reach."
+    return click.option("--auth", metavar="MODULE:NAME", help=text)
 
 
 def port_option(default: int) -> Callable[..., Any]:
@@ -82,15 +84,15 @@ def identity_of(host: str, user_id: str | None, auth: str | None) -> Authenticat
         if not callable(found):
             raise click.ClickException(f"--auth {auth!r} cannot be called; name a function of a request, or a verifier")
         return found  # type: ignore[no-any-return]
-    _check_only_here(host, auth="module:function")
+    _check_only_here(host)
     return LoopbackUser("local" if user_id is None else owner_id_of("--user", user_id))
 
 
-def _check_only_here(host: str, *, auth: str) -> None:
+def _check_only_here(host: str) -> None:
     """Raise `click.UsageError` for an address that others can reach."""
     if not all(ip_address(address[4][0]).is_loopback for address in _addresses(host, 0)):
         raise click.UsageError(
-            f"others can reach {host}, and without --auth their identity is unknown; give --auth {auth}, "
+            f"others can reach {host}, and without --auth their identity is unknown; give --auth MODULE:NAME, "
             "or leave out --host to serve this machine only"
         )
 
@@ -168,8 +170,8 @@ async def respond(asgi: ASGIApp, listening: socket.socket) -> None:
 )
 @host_option
 @port_option(8123)
-@user_option
-@auth_option
+@user_option("local")
+@auth_option("a function of the request or a JwtVerifier")
 @click.option(
     "--origin",
     "origins",
@@ -284,22 +286,12 @@ def _names(graphs: dict[str, Any]) -> str:
 
 @command("mcp --user alice", "mcp --http --port 9000", "mcp --http --host 0.0.0.0 --auth my_app.auth:verifier", db=None)
 @options.new_db_option
-@click.option(
-    "--user",
-    "user_id",
-    metavar="ID",
-    help="The user whose sessions they are. [default: all sessions, and with --http those of local]",
-)
-@click.option("--groups", metavar="ID,…", default="", help="The groups of this user.")
+@user_option("all sessions; with --http: local")
+@click.option("--groups", metavar="ID,…", default="", help="Groups of this user, whose shared sessions are served too.")
 @click.option("--http", is_flag=True, help="Serve streamable HTTP, and not the program that starts this one.")
 @host_option
 @port_option(8124)
-@click.option(
-    "--auth",
-    metavar="MODULE:OBJECT",
-    help="With --http: finds out who calls, a TokenVerifier of the MCP SDK or a JwtVerifier. Needed where others can"
-    " call.",
-)
+@auth_option("a TokenVerifier of the MCP SDK or a JwtVerifier, with --http")
 def mcp_command(db: str | None, user_id: str | None, groups: str, *, http: bool, **where: Any) -> None:
     """Serve sessions as tools of the Model Context Protocol, over stdin and stdout or over HTTP."""
     with extra("mcp"):
@@ -346,7 +338,7 @@ def _token_verifier(host: str, user_id: str | None, auth: str | None) -> TokenVe
     from session_middleware.cli.loading import import_object
 
     if auth is None:
-        _check_only_here(host, auth="module:verifier")
+        _check_only_here(host)
         return None
     if user_id is not None:
         raise click.UsageError("--auth says who calls, so there is no --user; give one of them")
@@ -367,8 +359,8 @@ def _token_verifier(host: str, user_id: str | None, auth: str | None) -> TokenVe
 )
 @host_option
 @port_option(8125)
-@click.option("--user", "user_id", metavar="ID", help="Show only the sessions of this user, and those shared with it.")
-@auth_option
+@user_option("all sessions")
+@auth_option("a function of the request or a JwtVerifier")
 def ui(sessions: Sessions, host: str, port: int, user_id: str | None, auth: str | None) -> None:
     """Serve a page to look at sessions: conversations, traces, branches, usage. A browser opens the address.
 

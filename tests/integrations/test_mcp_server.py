@@ -640,7 +640,7 @@ async def test_an_id_that_looks_like_a_path_can_be_read_as_a_resource(sessions: 
         (["--auth", "m:v"], "--auth needs --http"),
         (["--groups", "team"], "--groups needs --user"),
         (["--user", ""], "may not be empty"),
-        (["--http", "--host", "0.0.0.0"], "give --auth module:verifier"),
+        (["--http", "--host", "0.0.0.0"], "give --auth MODULE:NAME"),
         (["--http", "--auth", "m:v", "--user", "alice"], "give one of them"),
         (["--http", "--auth", "json:loads"], "has no verify_token"),
     ],
