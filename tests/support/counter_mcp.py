@@ -50,6 +50,7 @@ def die() -> str:
 @server.tool()
 def hang() -> str:
     """Answer never."""
+    (folder / "hangs").touch()
     threading.Event().wait()
     return ""
 

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -244,8 +244,19 @@ def test_two_servers_share_a_session_and_the_other_takes_over_when_one_ends(
         assert ask(urls[0], "process") == ask(urls[1], "process")
         assert client.post(f"{urls[1]}/session/a/tools/nope").status_code == 404
         pid = ask(urls[1], "process")
+        if ending == signal.SIGKILL:  # in a call, which keeps the process from noticing that its input has ended
+            hanging = threading.Thread(target=_ask_in_vain, args=(f"{urls[0]}/session/a/tools/hang",))
+            hanging.start()
+            wait_until((tmp_path / "alice" / "a" / "hangs").exists)
         first.send_signal(ending)
         first.wait(20)
+        if ending == signal.SIGKILL:
+            hanging.join()
         wait_until(lambda: not is_alive(pid))
         assert ask(urls[1], "add", n=1) == 5
         assert ask(urls[1], "process") != pid
+
+
+def _ask_in_vain(url: str) -> None:
+    with suppress(httpx.TransportError):
+        httpx.post(url, headers={"x-user": "alice"}, timeout=30, trust_env=False)

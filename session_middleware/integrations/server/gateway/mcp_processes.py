@@ -161,6 +161,7 @@ class McpProcess:
         )
         assert process.stdin is not None
         assert process.stdout is not None
+        guard = await _guard(process.pid)
         incoming_send, incoming = anyio.create_memory_object_stream[SessionMessage | Exception](0)
         outgoing, outgoing_receive = anyio.create_memory_object_stream[SessionMessage](0)
         try:
@@ -172,6 +173,7 @@ class McpProcess:
                 finally:
                     with anyio.CancelScope(shield=True):
                         await _end(process)
+                        await guard.communicate(b"\n")
                     group.cancel_scope.cancel()
         finally:
             for stream in (incoming_send, incoming, outgoing, outgoing_receive):
@@ -195,6 +197,20 @@ class McpProcess:
                 with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
                     await to.send(message)
             self.has_ended = True
+
+
+async def _guard(group: int) -> asyncio.subprocess.Process:
+    """A process that kills a group of processes when its own input ends without a line: when this process has died.
+
+    An MCP server that waits in a call does not notice that its input has ended, and would go on beside its successor.
+    """
+    script = 'read line || kill -s KILL -- "-$1"'
+    return await asyncio.create_subprocess_exec(
+        *("/bin/sh", "-c", script, "sh", str(group)),
+        stdin=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 async def _write(pipe: asyncio.StreamWriter, messages: Any) -> None:
