@@ -6,8 +6,9 @@ import asyncio
 import shlex
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
+from functools import partial
 from ipaddress import ip_address
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -138,9 +139,19 @@ def _ended_by_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-async def respond(asgi: ASGIApp, listening: socket.socket) -> None:
-    """Serve until a signal. Only warnings and errors are logged."""
+async def respond(asgi: ASGIApp, listening: socket.socket, *, end: Callable[[], Awaitable[None]] | None = None) -> None:
+    """Serve until a signal. Only warnings and errors are logged.
+
+    Args:
+        end: called at the signal, to end responses that last, for which uvicorn would wait.
+    """
     import uvicorn
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            if end is not None:
+                await end()
+            await super().shutdown(sockets)
 
     config = uvicorn.Config(
         asgi,
@@ -150,7 +161,7 @@ async def respond(asgi: ASGIApp, listening: socket.socket) -> None:
         server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
-    await uvicorn.Server(config).serve(sockets=[listening])
+    await Server(config).serve(sockets=[listening])
 
 
 @command(
@@ -221,6 +232,7 @@ def serve(
         import uvicorn  # noqa: F401 - named here, where it is missing
 
         from session_middleware.integrations import server
+        from session_middleware.integrations.server.application import end_streams
     from session_middleware.cli.loading import graph_names, import_object
     from session_middleware.cli.opening import opened_as_app
 
@@ -242,7 +254,7 @@ def serve(
                 gateway=gateway,
             )
             say(f"serving {_names(graphs)} on {url_of(listening)}; Ctrl-C ends it")
-            await respond(made, listening)
+            await respond(made, listening, end=partial(end_streams, made))
 
     with opened_as_app(db) as sessions, closing(listen(host, port)) as listening, _ended_by_signals():
         asyncio.run(run(sessions, listening))

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,17 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
 MODULE = """
+import asyncio
 from contextlib import asynccontextmanager, contextmanager
 from langgraph.graph import START, MessagesState, StateGraph
 
 ended = []
+
+async def wait(state, writer):
+    writer("waiting")
+    await asyncio.Event().wait()
+
+waiting = StateGraph(MessagesState).add_node("wait", wait).add_edge(START, "wait").compile()
 builder = StateGraph(MessagesState).add_node("answer", lambda state: {"messages": [("ai", "hello")]})
 builder.add_edge(START, "answer")
 graph = builder.compile()
@@ -82,18 +89,27 @@ def serve(*arguments: str) -> Result:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_until_a_signal_and_ends_without_a_word(signal_number: int) -> None:
+def test_it_serves_until_a_signal_and_ends_its_streams_without_a_word(signal_number: int) -> None:
     program = "from session_middleware.cli.main import main; main()"
-    command = ["serve", "--db", "s.db", "--port", "0", "--app", "their_agents:graph"]
-    command += ["--origin", "https://chat.example", "--requests-per-minute", "9", "--streams-per-user", "1"]
+    command = ["serve", "--db", "s.db", "--port", "0", "--app", "their_agents:waiting"]
+    command += ["--origin", "https://chat.example", "--requests-per-minute", "9", "--streams-per-user", "2"]
     with Process("-c", program, *command) as process:
         line = process.stdout.readline()
-        assert line.startswith("serving graph on http://127.0.0.1:")
+        assert line.startswith("serving waiting on http://127.0.0.1:")
         url = line.split()[3].rstrip(";")
         assert httpx.get(f"{url}/ok", trust_env=False).json() == {"ok": True}
         asked = {"origin": "https://chat.example", "access-control-request-method": "POST"}
         assert httpx.options(f"{url}/threads", headers=asked, trust_env=False).status_code == 200
-        os.kill(process.pid, signal_number)
+        with ExitStack() as stack:
+            client = stack.enter_context(httpx.Client(base_url=url, timeout=60, trust_env=False))
+            client.post("/threads", json={"thread_id": "t"})
+            asked = {"assistant_id": "waiting", "input": {"messages": []}, "stream_mode": "custom"}
+            of_thread = stack.enter_context(client.stream("GET", "/threads/t/stream"))
+            of_run = stack.enter_context(client.stream("POST", "/threads/t/runs/stream", json=asked))
+            texts = [response.iter_lines() for response in (of_run, of_thread)]
+            assert all('data: "waiting"' in lines for lines in texts)
+            os.kill(process.pid, signal_number)
+            assert ['"ServerEnded"' in "".join(lines) for lines in texts] == [True, True]
         assert process.wait(30) == 0
         assert (process.stdout.read(), process.stderr.read()) == ("", "")
 

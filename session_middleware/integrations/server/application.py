@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -80,6 +81,7 @@ def _observed(graph: Pregel[Any, Any, Any, Any], metrics: Metrics) -> Pregel[Any
     return graph.with_config({"callbacks": added})
 
 
+_ENDING_SECONDS = 2.0
 _LOCAL_PAGE = r"https?://(localhost|[a-z0-9.-]+\.localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?"
 _READABLE = ("Location", "Content-Location", "Retry-After", "X-Pagination-Total", "X-Pagination-Next")
 
@@ -107,6 +109,14 @@ async def _lifespan(made: FastAPI) -> AsyncIterator[None]:
     await made.state.runs.close()
     if hasattr(made.state, "gateway"):
         await made.state.gateway.close()
+
+
+async def end_streams(made: FastAPI) -> None:
+    """End the runs of the app, and then its open streams, whose clients learn why."""
+    with suppress(TimeoutError):  # of a run that does not end
+        async with asyncio.timeout(_ENDING_SECONDS):
+            await made.state.runs.close()
+    made.state.server.streams.end()
 
 
 def _add_gateway(made: FastAPI, settings: Gateway) -> None:

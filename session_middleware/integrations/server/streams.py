@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 _INTERVAL_SECONDS = 0.5  # between two checks of the users that have open streams
 _REVOKED = {"error": "UserRevoked", "detail": "user revoked"}
+_ENDED = {"error": "ServerEnded", "detail": "the server has ended; try again later"}
 _EXPIRED = {"error": "TokenExpired", "detail": "token expired"}
 
 
@@ -56,8 +57,8 @@ class Stream:
         token expires. The generator `items` sees the cancellation as that of a client that has left.
 
         Args:
-            farewell: makes a last item of the reason, ``{"error": "UserRevoked" | "TokenExpired", "detail": …}``, so
-                that a client does not take the end for that of the items.
+            farewell: makes a last item of the reason, ``{"error": "UserRevoked", "detail": …}``, ``TokenExpired`` or
+                ``ServerEnded``, so that a client does not take the end for that of the items.
         """
         iterator = aiter(items)
         try:
@@ -92,6 +93,11 @@ class OpenStreams:
 
     def count(self) -> int:
         return sum(map(len, list(self._open.values())))
+
+    def end(self) -> None:
+        """End those of the running loop, because the server ends."""
+        for stream in tuple(self._open.get(asyncio.get_running_loop(), ())):
+            stream.end(_ENDED)
 
     async def opened(self, caller: Caller) -> AsyncIterator[Stream]:
         """Yield the stream of one request, for as long as that lasts.
