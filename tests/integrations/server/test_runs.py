@@ -128,6 +128,26 @@ async def test_a_conversation_is_interrupted_and_resumed(served: Served) -> None
         await client.runs.get("t", runs[0]["run_id"])
 
 
+async def test_pages_of_runs_are_the_latest_of_the_api_and_of_python_code(served: Served) -> None:
+    client, graph = served.client(), served.sessions.attach(gated(served.folder))
+    config = served.sessions.config("t", user_id="alice")
+    ids = []
+    for text in ("one", "two", "fail", "three"):
+        run = await client.runs.create("t", GRAPH, input=say(text), if_not_exists="create")
+        await client.runs.join("t", run["run_id"])
+        with suppress(ValueError):
+            await graph.ainvoke(say(text), config)
+        ids += [run["run_id"], served.sessions.get("t").runs()[-1].id]
+    await client.runs.delete("t", ids.pop())
+    latest = ids[::-1]
+    assert [run["run_id"] for run in await client.runs.list("t")] == latest
+    for offset in range(0, 8, 2):
+        page = await client.runs.list("t", limit=2, offset=offset)
+        assert [run["run_id"] for run in page] == latest[offset : offset + 2]
+    failed = await client.runs.list("t", limit=1, status="error", offset=1)
+    assert [run["run_id"] for run in failed] == [ids[4]]
+
+
 async def test_commands_and_checkpoints_say_where_a_run_goes_on(served: Served) -> None:
     client = served.client()
     stopped = await client.runs.wait("t", GRAPH, input=say("one"), interrupt_before=["child"], if_not_exists="create")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from langgraph_sdk import get_client
 from langgraph_sdk.client import LangGraphClient
+from langgraph_sdk.errors import ConflictError
 
 from session_middleware import Sessions
 from session_middleware.integrations.server.runs.notes import DIED
+from session_middleware.models import utc_now
 from tests.integrations.server.test_runs import GRAPH, counts, say, texts, until
 from tests.support import gated_server
 from tests.support.processes import Process
@@ -91,6 +95,21 @@ async def test_a_run_is_joined_and_cancelled_from_another_process(postgres_url: 
             before = after
 
 
+async def test_of_two_runs_at_once_that_may_not_wait_one_is_refused(postgres_url: str, tmp_path: Path) -> None:
+    async with two_processes(postgres_url, tmp_path) as processes:
+        for name in "abc":
+            body = {"assistant_id": GRAPH, "input": say(f"hold {name}"), "multitask_strategy": "reject"}
+            asked = (each.client.http.post("/threads/t/runs", json=body) for each in processes)
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+            (run,) = [each for each in answers if isinstance(each, dict)]
+            assert sum(isinstance(each, ConflictError) for each in answers) == 1
+            runs = processes[0].client.runs
+            assert (await runs.list("t", limit=1))[0]["run_id"] == run["run_id"]
+            (tmp_path / name).touch()
+            assert texts(await runs.join("t", run["run_id"]))[-1] == "yours"
+        assert [each["status"] for each in await runs.list("t")] == ["success"] * 3
+
+
 @pytest.mark.parametrize("engine", ["sqlite", "postgres"])
 async def test_the_runs_of_a_killed_process_end_and_their_thread_goes_on(
     engine: str, request: pytest.FixtureRequest, tmp_path: Path
@@ -103,6 +122,7 @@ async def test_the_runs_of_a_killed_process_end_and_their_thread_goes_on(
         run_id = first[0].data["run_id"]
         waiting = await a.create("t", GRAPH, input=say("two"))
         more = await seen(b.join_stream("t", run_id, last_event_id=first[-1].id), counts)
+        alone = await a.create(None, GRAPH, input=say("hold a"))
         processes[0].kill()
         rest = [part async for part in b.join_stream("t", run_id, last_event_id=more[-1].id)]
         ended = {"error": "ServerEnded", "message": DIED}
@@ -115,3 +135,7 @@ async def test_the_runs_of_a_killed_process_end_and_their_thread_goes_on(
         assert texts(await b.wait("t", GRAPH, input=None)) == ["hold a", "you said hold a", "yours"]
         with Sessions(url) as sessions:
             assert [run.outcome for run in sessions.get("t").runs()] == ["interrupted", "ok"]
+            assert sessions.find(alone["thread_id"]) is not None
+        with Sessions(url, clock=lambda: utc_now() + timedelta(hours=3)) as later:
+            later.sweep()
+            assert [session.id for session in later.list()] == ["t"]

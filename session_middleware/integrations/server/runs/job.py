@@ -8,11 +8,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
+from uuid import UUID
 
 import orjson
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables import RunnableConfig
 
-from session_middleware.errors import SessionError
+from session_middleware.errors import SessionBusy, SessionError
 from session_middleware.integrations.fastapi_errors import body_of
 from session_middleware.integrations.server.runs.events import Graph, events_of
 from session_middleware.integrations.server.runs.log import EventLog
@@ -59,6 +61,21 @@ def error_of(error: BaseException) -> dict[str, str]:
     return error_json(error)
 
 
+class _Entry(BaseCallbackHandler):
+    """Sets an event when the first node of a graph begins, which is after its session has admitted the run."""
+
+    run_inline = True
+
+    def __init__(self, entered: asyncio.Event) -> None:
+        self._entered = entered
+
+    def on_chain_start(
+        self, serialized: Any, inputs: Any, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
+    ) -> None:
+        if parent_run_id is not None:
+            self._entered.set()
+
+
 @dataclass(eq=False)
 class Job:
     """A run that this process has begun."""
@@ -78,12 +95,15 @@ class Job:
     action: Action | None = None  # of the caller who cancelled it
     shares_events: bool = False  # other processes read its events
     task: asyncio.Task[None] | None = None
+    _entered: asyncio.Event = field(default_factory=asyncio.Event)
+    _is_refused: bool = False  # because another run has the session
     _shared: int = 0  # the seq of the last event that others have
     _batches: int = 0
     _is_over: bool = False  # the graph has ended, and what follows is not cancelled
 
     def start(self) -> None:
         self.shares_events |= self.asked.stream_resumable
+        self.config["callbacks"] = [_Entry(self._entered)]
         self.task = asyncio.create_task(self._run(), name=f"run {self.note.run_id}")
 
     def cancel(self, action: Action | None) -> None:
@@ -93,6 +113,11 @@ class Job:
         is_first, self.action = self.action is None, "rollback" if "rollback" in (self.action, action) else action
         if is_first:
             self.task.cancel()
+
+    async def is_refused(self) -> bool:
+        """Whether another run has the session. Waits until the graph's first node begins, or the run has ended."""
+        await self._entered.wait()
+        return self._is_refused
 
     def next_batch(self) -> Batch | None:
         """The events that others do not have yet, if they want them."""
@@ -114,6 +139,7 @@ class Job:
             logger.exception("run %s could not be ended as it should", self.note.run_id)
         self.log.close()
         self.done.set()
+        self._entered.set()
         self.on_change(self)
 
     async def _outcome(self) -> tuple[RunStatus, dict[str, str] | None]:
@@ -135,6 +161,7 @@ class Job:
         except Exception as error:  # whatever a graph raises is the end of its run
             if not isinstance(error, SessionError):
                 logger.warning("run %s failed", self.note.run_id, exc_info=error)
+            self._is_refused = isinstance(error, SessionBusy)
             return "error", error_of(error)
         return "success", None
 

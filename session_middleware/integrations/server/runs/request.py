@@ -118,6 +118,20 @@ class RunCreate(_Body):
     def modes(self) -> frozenset[str]:
         return frozenset(self.stream_mode)
 
+    @property
+    def strategy(self) -> Strategy:
+        return self.multitask_strategy or "enqueue"
+
+    @property
+    def cancels_others(self) -> bool:
+        """Whether it ends the other runs of its thread."""
+        return self.strategy in ("interrupt", "rollback")
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the session of a run without a thread remains."""
+        return self.on_completion == "keep"
+
     def graph_input(self) -> Any:
         """The input of the graph; ``None`` continues from the thread's state."""
         return self.input if self.command is None else self.command.command()

@@ -123,8 +123,8 @@ async def list_runs(
     select: Annotated[list[str] | None, Query()] = None,
 ) -> list[dict[str, Any]]:
     session = await access.aget(thread_id)
-    found = [note.shown() for note in await runs.list_runs(session) if status in (None, note.status)]
-    shown = found[offset : offset + limit]
+    found = await runs.list_runs(session, offset + limit, status)
+    shown = [note.shown() for note in found[offset:]]
     return [{name: run[name] for name in run if name in select} for run in shown] if select else shown
 
 

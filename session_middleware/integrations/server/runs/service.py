@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from uuid import UUID, uuid4
+from typing import Any
+from uuid import uuid4
 
 from fastapi.exceptions import HTTPException
 
 from session_middleware import Session, Sessions
 from session_middleware.errors import SessionBusy, SessionNotFound
-from session_middleware.integrations.server.assistants import assistants_of, get_assistant
+from session_middleware.integrations.server.assistants import Assistant, assistants_of, get_assistant
 from session_middleware.integrations.server.identity import Caller
 from session_middleware.integrations.server.runs.job import Job
 from session_middleware.integrations.server.runs.log import PAUSE_SECONDS, Event, position_of
@@ -32,6 +33,8 @@ from session_middleware.user_sessions import UserSessions
 
 _POLL_SECONDS = 0.1
 _NOTE_SECONDS = 0.25  # in which a process has noted a run that has begun
+_LATEST = 100  # runs of the record among which those that have not ended are
+_TEMPORARY = {"idle_timeout": "2h", "on_expire": "delete"}  # a sweep deletes what a killed process leaves
 _KEPT_BYTES = 32 << 20  # of the events of runs that have ended, for clients that come back
 _BUSY = "the thread has a run already; wait for its end, or choose another multitask_strategy"
 _OUTCOMES = {"running": "running", "ok": "success", "waiting": "success", "error": "error"}
@@ -63,37 +66,54 @@ class RunService:
             SessionError: the caller may not run there.
         """
         assistant = get_assistant(self._server, asked.assistant_id)
-        is_temporary, labels = thread_id is None and asked.on_completion == "delete", assistant.as_metadata
-        if thread_id is None:
-            if asked.command is not None and asked.command.resume is not None:
-                raise HTTPException(400, "a run without a thread has nothing to resume; name its thread")
-            session = await self._open(access, caller, None, labels)
-        else:
-            session = await self._session(asked, caller, access, thread_id, labels)
-        strategy = asked.multitask_strategy or "enqueue"
+        session = await self._session(asked, caller, access, thread_id, assistant.as_metadata)
         others = await self._others(session)
-        is_strict = strategy == "reject" or (strategy == "enqueue" and self._sessions.settings.on_busy == "reject")
+        is_strict = self._is_strict(asked)
         if is_strict and (others or session.is_running or self._active_in(session.id)):
             raise HTTPException(409, _BUSY)
-        rule = {"on_busy": "reject"} if is_strict else {"on_busy": "wait", "busy_timeout": "never"}
-        run_id = str(uuid4())
-        config = asked.run_config(session.config(**rule), **labels, run_id=run_id)
-        config["run_id"] = UUID(run_id)
+        job = self._job(asked, assistant, session, others, is_temporary=thread_id is None and not asked.is_kept)
+        self._jobs[job.note.run_id] = job
+        self._upkeep.note(job)
+        if asked.cancels_others:
+            for other in others:
+                await self.cancel(other, "rollback" if asked.strategy == "rollback" else "interrupt")
+        job.start()
+        if is_strict and not asked.after_seconds and await job.is_refused():  # another process was first
+            await self._hide(job.note)
+            raise HTTPException(409, _BUSY)
+        if at_once:
+            await self._upkeep.flush()
+        else:
+            self._upkeep.flush_soon()
+        return job
+
+    def _is_strict(self, asked: RunCreate) -> bool:
+        """Whether the run may not wait for another one."""
+        rejects = self._sessions.settings.on_busy == "reject"
+        return asked.strategy == "reject" or (asked.strategy == "enqueue" and rejects)
+
+    def _job(
+        self, asked: RunCreate, assistant: Assistant, session: Session, others: list[RunNote], *, is_temporary: bool
+    ) -> Job:
+        rule = {"on_busy": "reject"} if self._is_strict(asked) else {"on_busy": "wait", "busy_timeout": "never"}
+        run_id = uuid4()
+        config = asked.run_config(session.config(**rule), **assistant.as_metadata, run_id=str(run_id))
+        config["run_id"] = run_id
         note = self.notes.new(
-            *(run_id, session.id, assistant.id, utc_now()),
+            *(str(run_id), session.id, assistant.id, utc_now()),
             metadata=dict(asked.metadata),
             kwargs=asked.kwargs(),
-            multitask_strategy=strategy,
+            multitask_strategy=asked.strategy,
         )
 
         async def before() -> None:
             if asked.after_seconds:
                 await asyncio.sleep(asked.after_seconds)
-            if strategy in ("interrupt", "rollback"):
+            if asked.cancels_others:
                 for other in others:
                     await self.until_done(other)
 
-        job = Job(
+        return Job(
             *(note, asked, assistant.graph, config),
             on_change=self._upkeep.note,
             before=before,
@@ -101,29 +121,22 @@ class RunService:
             is_temporary=is_temporary,
             is_queued=bool(others) or session.is_running,
         )
-        self._jobs[run_id] = job
-        self._upkeep.note(job)
-        if strategy in ("interrupt", "rollback"):
-            for other in others:
-                await self.cancel(other, "rollback" if strategy == "rollback" else "interrupt")
-        job.start()
-        if at_once:
-            await self._upkeep.flush()
-        else:
-            self._upkeep.flush_soon()
-        return job
 
     async def _session(
-        self, asked: RunCreate, caller: Caller, access: Access, thread_id: str, labels: dict[str, str]
+        self, asked: RunCreate, caller: Caller, access: Access, thread_id: str | None, labels: dict[str, str]
     ) -> Session:
-        """The session of a thread, in which the caller may run."""
+        """The session of a thread, in which the caller may run, or one for this run."""
+        if thread_id is None:
+            if asked.command is not None and asked.command.resume is not None:
+                raise HTTPException(400, "a run without a thread has nothing to resume; name its thread")
+            return await self._open(access, caller, None, labels, **({} if asked.is_kept else _TEMPORARY))
         try:
             if isinstance(access, UserSessions):
                 session = await access.acheck(thread_id)
             else:
                 session = await access.aget(thread_id)
         except SessionBusy:
-            if asked.multitask_strategy not in ("interrupt", "rollback"):
+            if not asked.cancels_others:
                 raise
             session = await access.aget(thread_id)
         except SessionNotFound:
@@ -134,25 +147,28 @@ class RunService:
             session = await session.aupdate(metadata=labels)
         return session
 
-    async def _open(self, access: Access, caller: Caller, thread_id: str | None, labels: dict[str, str]) -> Session:
+    async def _open(
+        self, access: Access, caller: Caller, thread_id: str | None, labels: dict[str, str], **options: Any
+    ) -> Session:
         if isinstance(access, UserSessions):
-            return await access.aopen(thread_id, metadata=labels)
-        return await access.aopen(thread_id, user_id=caller.user_id, metadata=labels)
+            return await access.aopen(thread_id, metadata=labels, **options)
+        return await access.aopen(thread_id, user_id=caller.user_id, metadata=labels, **options)
 
     async def _others(self, session: Session) -> list[RunNote]:
         """The runs of a session that have not ended."""
         if not session.is_running and not self._active_in(session.id):
             return []
-        found = [note for note in await self.list_runs(session) if note.is_active]
+        found = await self._list_active(session)
         if any(note.owner is None for note in found):  # another process has just begun it, or Python code has
             await asyncio.sleep(_NOTE_SECONDS)
-            found = [note for note in await self.list_runs(session) if note.is_active]
+            found = await self._list_active(session)
         return [note for note in found if note.owner is not None]
 
-    # Finding
+    async def _list_active(self, session: Session) -> list[RunNote]:
+        found = await self._merged(session, await session.aruns(last=_LATEST))
+        return [note for note in found if note.is_active]
 
-    def find_job(self, run_id: str) -> Job | None:
-        return self._jobs.get(run_id)
+    # Finding
 
     def _active(self) -> list[Job]:
         return [job for job in self._jobs.values() if job.note.is_active]
@@ -170,13 +186,23 @@ class RunService:
         recorded = next((run for run in await session.aruns() if run.id == run_id), None)
         return await self._as_of_now(session, note, recorded)
 
-    async def list_runs(self, session: Session) -> list[RunNote]:
-        """The runs of a session, the latest first."""
+    async def list_runs(self, session: Session, count: int, status: str | None = None) -> list[RunNote]:
+        """The latest `count` runs of a session, or those with this status, the latest first."""
+        last = count + 1
+        while True:
+            recorded = await session.aruns(last=last)
+            since = recorded[0].started_at.isoformat() if len(recorded) == last else ""  # all runs that began then
+            merged = await self._merged(session, recorded)
+            found = [each for each in merged if each.created_at >= since and status in (None, each.status)]
+            if len(found) >= count or not since:
+                return found[:count]
+            last *= 4  # some are hidden, or have another status
+
+    async def _merged(self, session: Session, runs: Sequence[Run]) -> list[RunNote]:
+        """The latest runs of the record, and the noted ones, as they are now."""
         notes = {note.run_id: note for note in await self.list_noted(session)}
-        recorded = {run.id: run for run in await session.aruns()}
-        found = [
-            await self._as_of_now(session, notes.get(run_id), recorded.get(run_id)) for run_id in {**recorded, **notes}
-        ]
+        recorded = {run.id: run for run in runs}
+        found = [await self._as_of_now(session, notes.get(id_), recorded.get(id_)) for id_ in {**recorded, **notes}]
         return sorted((note for note in found if note is not None), key=lambda note: note.created_at, reverse=True)
 
     async def list_noted(self, session: Session) -> list[RunNote]:
@@ -231,10 +257,15 @@ class RunService:
         """Show a run that has ended no more. The session's record still has it."""
         if note.is_active:
             raise HTTPException(409, "the run has not ended; cancel it first")
-        hidden = replace(note, is_hidden=True)
-        if (job := self._jobs.get(note.run_id)) is not None:
-            job.note = hidden
-        await self.notes.put([hidden])
+        await self._hide(note)
+
+    async def _hide(self, note: RunNote) -> None:
+        if (job := self._jobs.get(note.run_id)) is None:
+            await self.notes.put([replace(note, is_hidden=True)])
+        else:
+            job.note = replace(job.note, is_hidden=True)
+            self._upkeep.note(job)  # after what is yet to be written of it
+            await self._upkeep.flush()
 
     def cancel_soon(self, note: RunNote) -> None:
         """Interrupt a run, from a place that may not wait."""
