@@ -81,11 +81,11 @@ def test_interleaved_records_keep_their_order(one: list[tuple[int, str]], other:
             seq += step
             record.append(Place(seq, at or "", True))
         records.append(record)
-    segments = interleaved(records)
-    places = [[moved(own, seq) for seq, *_ in record] for own, record in zip(segments, records, strict=True)]
+    moves = interleaved(records)
+    places = [[moved(own, seq) for seq, *_ in record] for own, record in zip(moves, records, strict=True)]
     assert all(place == sorted(place) for place in places)
     assert len({*places[0], *places[1]}) == len(one) + len(other)
-    for record, place, own in zip(records, places, segments, strict=True):
+    for record, place, own in zip(records, places, moves, strict=True):
         between = [moved(own, seq + 0.5) for seq, *_ in record]
         assert all(seq < after for seq, after in zip(place, between, strict=True))
         assert all(before < seq for before, seq in zip(between, place[1:], strict=False))

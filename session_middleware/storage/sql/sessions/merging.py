@@ -1,8 +1,7 @@
 """Merging: the record, the memories and the details of a session become part of another one of the same owner.
 
 The rows of both records get new seqs, in the order of time, and each record keeps its own order, because clocks are set
-back. Successive rows of one session keep their distances, so each such segment is moved by one statement per table.
-Moved rows have negative seqs until all rows are moved, so that no two rows have the same.
+back. Moved rows have negative seqs until all rows are moved, so that no two rows have the same.
 
 A row that both sessions have, such as a message that a fork was given, is one row: that of the primary. Executions of
 one requested call in both are two rows, and so are two answers to one question.
@@ -15,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from session_middleware.errors import InvalidArgument, SessionBusy
 from session_middleware.models import SessionInfo, to_text
@@ -29,7 +28,7 @@ from session_middleware.storage.sql.memory import indexing, memories
 from session_middleware.storage.sql.record import branches, runs
 from session_middleware.storage.sql.row_mapping import to_json
 from session_middleware.storage.sql.sessions import events, leases, session_rows, tombstones
-from session_middleware.storage.types import MERGED, SessionDetails
+from session_middleware.storage.types import MERGED, SessionDetails, merged_id
 
 _TIMES = {  # of the rows of each table that has seqs
     "messages": "created_at",
@@ -91,10 +90,14 @@ def _delete_known(connection: Connection, primary_id: str, secondary_id: str) ->
     A version with the id of another one, such as one that was edited in a fork, gets another id: `merged_id`.
     """
     ids = {"primary": primary_id, "secondary": secondary_id}
-    connection.execute(_RENAME_CALLS.format(table="tool_calls"), ids)
-    connection.execute(_RENAME_CALLS.format(table="model_calls"), ids)
-    connection.execute(_RENAME, ids)
-    connection.execute(_COUNT_FIRST, ids)
+    others = connection.execute(_OTHER, ids).fetchall()
+    renamed = [(merged_id(own, secondary_id), secondary_id, own, seq) for seq, own in others]
+    for table in ("tool_calls", "model_calls"):
+        sql = f"UPDATE {table} SET message_id = ? WHERE session_id = ? AND message_id = ?"
+        connection.executemany(sql, dict.fromkeys(row[:3] for row in renamed))
+    connection.executemany(
+        "UPDATE messages SET message_id = ? WHERE session_id = ? AND message_id = ? AND seq = ?", renamed
+    )
     for statement in _KNOWN:
         connection.execute(statement, ids)
 
@@ -114,20 +117,7 @@ _OTHER = f"""
         AND EXISTS ({_SHOWN}) AND NOT EXISTS ({_SHOWN} AND {_SAME_CONTENT})
         UNION SELECT old.seq FROM messages AS old JOIN other ON old.replaced_by = other.seq
         WHERE old.session_id = :secondary
-    ) SELECT seq FROM other
-"""
-_NEW_ID = "message_id || '~' || CAST(:secondary AS TEXT)"
-_RENAME = f"UPDATE messages SET message_id = {_NEW_ID} WHERE session_id = :secondary AND seq IN ({_OTHER})"
-# The first version of each message is counted.
-_COUNT_FIRST = """
-    UPDATE messages SET version = 1 WHERE session_id = :secondary AND version > 1 AND NOT EXISTS (
-        SELECT 1 FROM messages AS older WHERE older.session_id = :secondary
-        AND older.message_id = messages.message_id AND older.version < messages.version
-    )
-"""
-_RENAME_CALLS = f"""
-    UPDATE {{table}} SET message_id = {_NEW_ID} WHERE session_id = :secondary AND message_id IN
-    (SELECT message_id FROM messages WHERE session_id = :secondary AND seq IN ({_OTHER}))
+    ) SELECT seq, message_id FROM messages WHERE session_id = :secondary AND seq IN (SELECT seq FROM other)
 """
 # A session that was only given the history of another one has the id of the tool's message instead of the execution's.
 _SAME_EXECUTION = """
@@ -144,6 +134,10 @@ _ATTEMPTS = """
     AND known.tool_call_id = tool_calls.tool_call_id AND known.message_id = tool_calls.message_id
 """
 _KNOWN = (
+    # The first version of each message is counted.
+    "UPDATE messages SET version = 1 WHERE session_id = :secondary AND version > 1 AND NOT EXISTS"
+    " (SELECT 1 FROM messages AS older WHERE older.session_id = :secondary"
+    " AND older.message_id = messages.message_id AND older.version < messages.version)",
     "UPDATE questions SET status = 'dropped' WHERE session_id = :secondary AND status = 'open'",  # its state is deleted
     "DELETE FROM questions WHERE session_id = :secondary AND EXISTS (SELECT 1 FROM questions AS known"
     " WHERE known.session_id = :primary AND known.interrupt_id = questions.interrupt_id"
@@ -164,14 +158,6 @@ _KNOWN = (
 # Records
 
 
-class Segment(NamedTuple):
-    """Rows of a session between which the other one has none."""
-
-    first: int
-    last: int
-    shift: int  # from their seqs to the new ones
-
-
 class Place(NamedTuple):
     """One row of a record."""
 
@@ -180,22 +166,20 @@ class Place(NamedTuple):
     is_message: bool
 
 
-def interleaved(records: Sequence[Sequence[Place]]) -> list[list[Segment]]:
-    """The segments of each record, whose rows are given in order."""
+Moves = Sequence[tuple[int, int]]  # the old and the new seq of each row of a record, in order
+
+
+def interleaved(records: Sequence[Sequence[Place]]) -> list[Moves]:
+    """The new seqs of each record, whose rows are given in order."""
     rows = sorted(
         (time, origin, place.seq)
         for origin, record in enumerate(records)
         for time, place in zip(_times(record), record, strict=True)
     )
-    found: list[list[Segment]] = [[] for _ in records]
-    last, previous = 0, None
-    for _, origin, seq in rows:
-        own = found[origin]
-        if origin != previous:
-            own.append(Segment(seq, seq, last + 1 - seq))
-        own[-1] = own[-1]._replace(last=seq)
-        last, previous = seq + own[-1].shift, origin
-    return found
+    found: list[list[tuple[int, int]]] = [[] for _ in records]
+    for new, (_, origin, seq) in enumerate(rows, 1):
+        found[origin].append((seq, new))
+    return [*found]
 
 
 def _times(record: Sequence[Place]) -> list[str]:
@@ -215,49 +199,113 @@ def _times(record: Sequence[Place]) -> list[str]:
 _LAST = "~"  # after each time
 
 
-def moved(segments: Sequence[Segment], place: Any) -> Any:
+def moved(moves: Moves, place: float) -> float:
     """The new place of a seq, or of a position between two seqs."""
-    if not segments or place is None:
-        return place
-    _, last, shift = segments[max(bisect_right(segments, place, key=itemgetter(0)) - 1, 0)]
-    return min(place, last if place == int(place) else last + 0.999) + shift
+    at = bisect_right(moves, place, key=itemgetter(0)) - 1
+    if at < 0:
+        return moves[0][1] - 1 if moves else place
+    after = place - moves[at][0]
+    return moves[at][1] + after / (after + 1) if after else moves[at][1]
+
+
+class _Message(NamedTuple):
+    seq: int
+    position: float
+    replaced_by: int | None
+    branch: str
+    flags: str | None
 
 
 def _join_records(connection: Connection, primary: SessionInfo, secondary: SessionInfo) -> None:
     ids = primary.id, secondary.id
-    records = [connection.execute(_SEQS, {"own": each}).fetchall() for each in ids]
-    segments = interleaved([[Place(*row) for row in record] for record in records])
-    line = _extended(connection, primary, segments[0])
-    names = _join_branches(connection, primary, secondary, segments[1], line)
-    changes = [_changes(connection, *each) for each in zip(ids, segments, ({}, names), strict=True)]
-    for session_id, own in zip(ids, segments, strict=True):
-        for segment in own:
-            values = segment._asdict() | {"own": session_id, "primary": primary.id}
-            for statement in _MOVE:
-                connection.execute(statement, values)
-    for segment in segments[0]:
-        connection.execute(_MOVE_CHECKPOINTS, segment._asdict() | {"primary": primary.id, "home": primary.home})
-    for statement in _FLIP:
-        connection.execute(statement, {"primary": primary.id, "home": primary.home})
-    for branch, upto in reversed(line):
-        connection.execute(_PLACE, (branch, primary.id, upto))
-    for update, rows in (each for own in changes for each in own):
-        connection.executemany(update, [(*row, primary.id, seq) for seq, *row in rows])
+    records = [[Place(*row) for row in connection.execute(_SEQS, {"own": each}).fetchall()] for each in ids]
+    messages = [[_Message(*row) for row in connection.execute(_MESSAGES, (each,)).fetchall()] for each in ids]
+    moves = interleaved(records)
+    line = _extended(connection, primary, moves[0], messages[0])
+    own_line = dict(branches.line(connection, secondary.id, secondary.branch))
+    names = _join_branches(connection, primary, secondary, moves[1], messages[1], line, own_line)
+
+    def placed(message: _Message) -> _Message:
+        """A message of the secondary, marked as merged, with its branch in the primary."""
+        is_said = message.seq <= own_line.get(message.branch, -1)
+        branch = branches.holder(line, moved(moves[1], message.seq)) if is_said else names[message.branch]
+        flags = to_json([*dict.fromkeys((*json.loads(message.flags or "[]"), FLAG))])
+        return message._replace(branch=branch, flags=flags)
+
+    _move(connection, primary.id, primary.id, moves[0], messages[0], {})
+    _move(connection, primary.id, secondary.id, moves[1], [*map(placed, messages[1])], names)
+    for table in _TIMES:
+        connection.execute(f"UPDATE {table} SET seq = -seq WHERE session_id = ? AND seq < 0", (primary.id,))
+    seqs = connection.execute(f"SELECT DISTINCT seq {_CHECKPOINTS}", (primary.home, primary.id)).fetchall()
+    new = json.dumps({seq: int(moved(moves[0], seq)) for (seq,) in seqs})
+    connection.execute(_MOVE_CHECKPOINTS, (primary.home, primary.id, new))
 
 
-def _extended(connection: Connection, primary: SessionInfo, segments: Sequence[Segment]) -> branches.Line:
+def _move(
+    connection: Connection,
+    primary_id: str,
+    session_id: str,
+    moves: Moves,
+    messages: Sequence[_Message],
+    names: Mapping[str, str],
+) -> None:
+    """Move the rows of a session, for now to negative seqs. `names`: the new names of its branches."""
+    rows, details = [], []
+    for seq, *places, branch, flags in messages:
+        new_seq, position, replaced_by = (None if place is None else moved(moves, place) for place in (seq, *places))
+        rows.append((primary_id, -int(new_seq or 0), position, replaced_by, branch, flags, session_id, seq))
+    connection.executemany(_MOVE_MESSAGE, rows)
+    for seq, text in connection.execute(_DELETIONS, (session_id,)).fetchall():
+        detail = json.loads(text)
+        detail["position"] = moved(moves, detail["position"])
+        detail["seqs"] = [moved(moves, each) for each in detail.get("seqs", ())]
+        detail["branch"] = names.get(detail["branch"], detail["branch"])
+        details.append((to_json(detail), session_id, seq))
+    connection.executemany("UPDATE events SET detail = ? WHERE session_id = ? AND seq = ?", details)
+    for table in _TIMES.keys() - {"messages"}:
+        connection.execute(_MOVE.format(table=table), (primary_id, session_id, json.dumps(dict(moves))))
+
+
+_SEQS = " UNION ALL ".join(
+    f"SELECT seq, {at}, {int(table == 'messages')} FROM {table} WHERE session_id = :own" for table, at in _TIMES.items()
+)
+_SEQS += " ORDER BY 1"
+_MESSAGES = "SELECT seq, position, replaced_by, branch, flags FROM messages WHERE session_id = ? ORDER BY seq"
+_DELETIONS = "SELECT seq, detail FROM events WHERE session_id = ? AND kind = 'message_deleted'"
+_MOVE = """
+    UPDATE {table} SET session_id = ?1, seq = -CAST(new.value AS INTEGER) FROM json_each(?3) AS new
+    WHERE session_id = ?2 AND seq = CAST(new.key AS INTEGER)
+"""
+_MOVE_MESSAGE = """
+    UPDATE messages SET session_id = ?, seq = ?, position = ?, replaced_by = ?, branch = ?, flags = ?
+    WHERE session_id = ? AND seq = ?
+"""
+_CHECKPOINTS = "FROM checkpoints WHERE home = ? AND session_id = ? AND seq IS NOT NULL"
+_MOVE_CHECKPOINTS = """
+    UPDATE checkpoints SET seq = CAST(new.value AS INTEGER) FROM json_each(?3) AS new
+    WHERE home = ?1 AND session_id = ?2 AND seq = CAST(new.key AS INTEGER)
+"""
+
+
+# Branches
+
+
+def _extended(
+    connection: Connection, primary: SessionInfo, moves: Moves, messages: Sequence[_Message]
+) -> branches.Line:
     """Move the places where the primary's branches begin. Returns its line.
 
     Those of the line begin before the next message of the primary, so the messages of the secondary in between are on
     the farthest branch, which most of the others share.
     """
     line = branches.line(connection, primary.id, primary.branch)
-    rows = connection.execute("SELECT id, parent_seq FROM branches WHERE session_id = ?", (primary.id,)).fetchall()
-    old, new = dict(rows), {branch: moved(segments, seq) for branch, seq in rows}
-    found, names = [line[0]], json.dumps([branch for branch, _ in line])
+    names = [branch for branch, _ in line]
+    old = {branch: seq for branch, _, seq, *_ in connection.execute(_BRANCHES, (primary.id,)).fetchall()}
+    new = {branch: int(moved(moves, seq)) for branch, seq in old.items()}
+    found = [line[0]]
     for (child, _), (branch, upto) in pairwise(line):
-        (following,) = connection.execute(_FOLLOWING, (primary.id, upto, names)).fetchone()
-        extended = moved(segments, upto) if following is None else moved(segments, following) - 1
+        following = next((m.seq for m in messages if m.seq > upto and m.branch in names), None)
+        extended = int(moved(moves, upto) if following is None else moved(moves, following) - 1)
         found.append((branch, extended))
         if old[child] == upto:
             new[child] = extended
@@ -268,87 +316,24 @@ def _extended(connection: Connection, primary: SessionInfo, segments: Sequence[S
     return found
 
 
-_FOLLOWING = """
-    SELECT MIN(seq) FROM messages WHERE session_id = ? AND seq > ? AND branch IN (SELECT value FROM json_each(?))
-"""
-_SEQS = " UNION ALL ".join(
-    f"SELECT seq, {at}, {int(table == 'messages')} FROM {table} WHERE session_id = :own" for table, at in _TIMES.items()
-)
-_SEQS += " ORDER BY 1"
-_OF_SEGMENT = "WHERE session_id = :own AND seq BETWEEN :first AND :last"
-_MOVE = (
-    "UPDATE messages SET session_id = :primary, seq = -(seq + :shift),"
-    f" position = CASE WHEN position = seq THEN seq + :shift ELSE position END {_OF_SEGMENT}",
-    *(
-        f"UPDATE {table} SET session_id = :primary, seq = -(seq + :shift) {_OF_SEGMENT}"
-        for table in _TIMES
-        if table != "messages"
-    ),
-)
-_MOVE_CHECKPOINTS = """
-    UPDATE checkpoints SET seq = -(seq + :shift)
-    WHERE home = :home AND session_id = :primary AND seq BETWEEN :first AND :last
-"""
-_FLAG = f"""
-    UPDATE messages SET flags = COALESCE(substr(flags, 1, length(flags) - 1) || ', ', '[') || '"{FLAG}"]'
-    WHERE session_id = ? AND NOT {branches.IS_MERGED}
-"""
-_PLACE = "UPDATE messages SET branch = ? WHERE session_id = ? AND branch = '~' AND seq <= ?"
-_FLIP = (
-    *(f"UPDATE {table} SET seq = -seq WHERE session_id = :primary AND seq < 0" for table in _TIMES),
-    "UPDATE checkpoints SET seq = -seq WHERE home = :home AND session_id = :primary AND seq < 0",
-)
-
-
-def _changes(
-    connection: Connection, session_id: str, segments: Sequence[Segment], names: Mapping[str, str]
-) -> list[tuple[str, list[tuple[Any, ...]]]]:
-    """The other columns that refer to seqs: a statement, and for the rows their new seqs and the new values."""
-    messages = connection.execute(
-        "SELECT seq, position, replaced_by FROM messages"
-        " WHERE session_id = ? AND (position != seq OR replaced_by IS NOT NULL)",
-        (session_id,),
-    ).fetchall()
-    deletions = connection.execute(
-        "SELECT seq, detail FROM events WHERE session_id = ? AND kind = 'message_deleted'", (session_id,)
-    ).fetchall()
-    details = []
-    for seq, text in deletions:
-        detail = json.loads(text)
-        detail["position"] = moved(segments, detail["position"])
-        detail["seqs"] = [moved(segments, each) for each in detail.get("seqs", ())]
-        detail["branch"] = names.get(detail["branch"], detail["branch"])
-        details.append((moved(segments, seq), to_json(detail)))
-    return [
-        (
-            "UPDATE messages SET position = ?, replaced_by = ? WHERE session_id = ? AND seq = ?",
-            [tuple(moved(segments, each) for each in row) for row in messages],
-        ),
-        ("UPDATE events SET detail = ? WHERE session_id = ? AND seq = ?", details),
-    ]
-
-
-# Branches
-
-
 def _join_branches(
     connection: Connection,
     primary: SessionInfo,
     secondary: SessionInfo,
-    segments: Sequence[Segment],
+    moves: Moves,
+    messages: Sequence[_Message],
     place: branches.Line,
+    line: Mapping[str, int],
 ) -> dict[str, str]:
-    """Let the current branch of the secondary be a part of the primary's line `place`, and its others begin there.
+    """Let the line of the secondary be a part of the primary's line `place`, and its other branches begin there.
 
     Returns the new names of the secondary's branches, as far as their messages have left the conversation.
     """
-    rows = "SELECT id, parent_id, parent_seq, run_id, created_at FROM branches WHERE session_id = ?"
-    known = {row[0] for row in connection.execute(rows, (primary.id,)).fetchall()}
-    own = {row[0]: row[1:] for row in connection.execute(rows, (secondary.id,)).fetchall()}
-    line = dict(branches.line(connection, secondary.id, secondary.branch))
+    known = {row[0] for row in connection.execute(_BRANCHES, (primary.id,)).fetchall()}
+    own = {row[0]: row[1:] for row in connection.execute(_BRANCHES, (secondary.id,)).fetchall()}
     connection.execute("DELETE FROM branches WHERE session_id = ?", (secondary.id,))
     used = set()  # branches with messages that are not of the conversation, and those that these continue
-    for branch, last in connection.execute(_LAST_OF_BRANCHES, (secondary.id,)).fetchall():
+    for branch, last in {message.branch: message.seq for message in messages}.items():
         at = last
         while branch not in used and not (branch in line and at <= line[branch]):
             used.add(branch)
@@ -363,39 +348,16 @@ def _join_branches(
             parent, at = None, line[branch]
         elif parent in line and at <= line[parent]:
             parent = None
-        at = moved(segments, at)
+        at = int(moved(moves, at))
         connection.execute(
             "INSERT INTO branches (session_id, id, parent_id, parent_seq, run_id, created_at)"
             " VALUES (?, ?, ?, ?, ?, ?)",
             (primary.id, name, branches.holder(place, at) if parent is None else names[parent], at, run_id, created_at),
         )
-    _rename_branches(connection, secondary.id, line, names)
     return names
 
 
-_LAST_OF_BRANCHES = "SELECT branch, MAX(seq) FROM messages WHERE session_id = ? GROUP BY branch"
-
-
-def _rename_branches(
-    connection: Connection, session_id: str, line: Mapping[str, int], names: Mapping[str, str]
-) -> None:
-    """Rename the branches of messages; those of the conversation get ``"~"``, until their places are known.
-
-    A new name has a prefix until all are renamed, because it may be an old one.
-    """
-    connection.execute(_FLAG, (session_id,))
-    for branch, upto in line.items():
-        connection.execute(
-            "UPDATE messages SET branch = '~' WHERE session_id = ? AND branch = ? AND seq <= ?",
-            (session_id, branch, upto),
-        )
-    connection.executemany(
-        "UPDATE messages SET branch = ? WHERE session_id = ? AND branch = ?",
-        [(f"~{name}", session_id, branch) for branch, name in names.items()],
-    )
-    connection.execute(
-        "UPDATE messages SET branch = substr(branch, 2) WHERE session_id = ? AND branch != '~'", (session_id,)
-    )
+_BRANCHES = "SELECT id, parent_id, parent_seq, run_id, created_at FROM branches WHERE session_id = ?"
 
 
 # All else
