@@ -253,7 +253,7 @@ class Session(SessionFields):
         target, details = self._sessions._id_of(id), validation.details_of(**options)
         point = validation.point_of(at)
         self._sessions.recorder.drain(self.id)
-        return self._changed(self._storage.copy_session(self.id, target, at=point, details=details))
+        return self._changed(self._storage.fork_session(self.id, target, at=point, details=details))
 
     def family(self, *, limit: int | None = 100) -> Rows[Session]:
         """The session, those that it was forked from, and all their forks that the caller may read, oldest first.

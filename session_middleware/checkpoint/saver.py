@@ -462,7 +462,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
             SessionNotFound: The source does not exist.
             SessionExists: The target has checkpoints already, or another owner.
         """
-        self._storage.copy_session(session_id_of(source_thread_id), session_id_of(target_thread_id))
+        self._storage.fork_session(session_id_of(source_thread_id), session_id_of(target_thread_id))
 
     acopy_thread = async_twin(copy_thread)
 

@@ -72,7 +72,7 @@ class AuthorizedStorage:
     list_unfinished = _reading(Storage.list_unfinished)
     search_memories = _reading(Storage.search_memories)
 
-    copy_session = _writing(Storage.copy_session)
+    fork_session = _writing(Storage.fork_session)
     delete_message = _writing(Storage.delete_message)
     delete_session = _writing(Storage.delete_session)
     end_session = _writing(Storage.end_session)

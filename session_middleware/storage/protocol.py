@@ -187,10 +187,10 @@ class Storage(Protocol):
     def postpone_expiry(self, session_id: str, until: datetime) -> None:
         """The session does not expire before `until`, or before its next activity ends the postponement."""
 
-    def copy_session(
+    def fork_session(
         self, source: str, target: str, *, at: str | None = None, details: SessionDetails | None = None
     ) -> SessionInfo:
-        """Fork: copy checkpoints, writes, owner, messages with their branches and ids, and files.
+        """Copy checkpoints, writes, owner, messages with their branches and ids, and files.
 
         `at` is the id of a message or run, before which the fork ends; or of a checkpoint of the outermost graph, which
         is its last one. The fork then has one line of the conversation. `details` are set in the same transaction.

@@ -133,7 +133,7 @@ def test_ancestors_stay_as_far_as_a_channel_is_replayed_from_them(storage: Stora
 
 def test_pruning_one_of_a_family_leaves_the_others_whole(storage: Storage) -> None:
     grow(storage, "t", "abc")
-    storage.copy_session("t", "u")
+    storage.fork_session("t", "u")
     grow(storage, "other", "xyz")
     whole = [storage.list_checkpoints(CheckpointFilter("u")), storage.list_checkpoints(CheckpointFilter("other"))]
     assert storage.prune_checkpoints(["t", "unknown"]).checkpoints == 2
@@ -217,7 +217,7 @@ def test_a_fork_has_the_state_the_owner_and_what_was_said_and_nothing_of_what_ra
     run = RunContext("t", context.identity, run_id="r1")
     storage.append(run, [MessageEntry("m", "assistant", "hi", input_tokens=5, output_tokens=3)])
     storage.append(run, [ToolStart("e", "c", "f", {})])
-    fork = storage.copy_session("t", "u")
+    fork = storage.fork_session("t", "u")
     assert (fork.id, fork.parent_id, fork.family_id, fork.opened_as) == ("u", "t", "t", "forked")
     assert (fork.user_id, fork.group_id, fork.status) == ("alice", "team", "active")
     assert [replaced(r)[1:] for r in storage.list_checkpoints(CheckpointFilter("u"))] == [
@@ -235,8 +235,8 @@ def test_a_fork_has_the_state_the_owner_and_what_was_said_and_nothing_of_what_ra
 def test_a_fork_outlives_what_it_came_from_and_costs_no_piece(storage: Storage) -> None:
     grow(storage, "t", "abc")
     there = pieces(storage)
-    storage.copy_session("t", "u")
-    storage.copy_session("u", "v")
+    storage.fork_session("t", "u")
+    storage.fork_session("u", "v")
     assert pieces(storage) == there
     rows = [replaced(row)[1:] for row in storage.list_checkpoints(CheckpointFilter("t"))]
     storage.delete_session("t")
@@ -254,8 +254,8 @@ def test_a_fork_at_a_checkpoint_has_its_ancestors_and_the_subgraphs_between(stor
     write(storage, "t", "c1", Write(-3, "__interrupt__", blob("ask")), task="asking")
     write(storage, "t", "c1", Write(-4, "__resume__", blob("yes")), Write(0, "m", chunks("y")), task="asking")
     before = pieces(storage)
-    storage.copy_session("t", "u", at="c1", details=SessionDetails(title="part"))
-    storage.copy_session("t", "whole", at="c2")
+    storage.fork_session("t", "u", at="c1", details=SessionDetails(title="part"))
+    storage.fork_session("t", "whole", at="c2")
     assert keys(storage, "u") == ["c0", "c1", "keeps:i0"]
     assert keys(storage, "whole") == ["c0", "c1", "c2", "keeps:i0", "keeps:i1", "keeps:i2"]
     stored = storage.get_checkpoint("u", "", None)
@@ -266,7 +266,7 @@ def test_a_fork_at_a_checkpoint_has_its_ancestors_and_the_subgraphs_between(stor
     assert pieces(storage) == before
     for at in ("i1", "unknown"):
         with pytest.raises(InvalidArgument):
-            storage.copy_session("t", "v", at=at)
+            storage.fork_session("t", "v", at=at)
     assert storage.find_session("v") is None
 
 
@@ -291,7 +291,7 @@ def test_a_switch_makes_the_last_checkpoint_of_a_branch_the_latest(storage: Stor
 
 def test_forks_go_on_apart(storage: Storage) -> None:
     ref = put(storage, "t", "c0", values={"m": ListPut(None, 0, chunks("ab"))})["m"]
-    storage.copy_session("t", "u")
+    storage.fork_session("t", "u")
     for session_id in ("t", "u"):
         put(storage, session_id, "c1", values={"m": ListPut(ref, 2, chunks(session_id))})
     found = [storage.get_checkpoint(session_id, "", None).values["m"].chunks for session_id in ("t", "u")]  # type: ignore[union-attr]
@@ -301,7 +301,7 @@ def test_forks_go_on_apart(storage: Storage) -> None:
 def test_a_session_that_was_only_opened_may_be_filled(storage: Storage) -> None:
     grow(storage, "t", "ab")
     storage.open_session(RunContext("u", Identity()), SessionDetails(title="mine"))
-    fork = storage.copy_session("t", "u")
+    fork = storage.fork_session("t", "u")
     assert (fork.title, fork.parent_id, fork.family_id) == ("mine", "t", "t")
     assert keys(storage, "u") == ["c0", "c1"]
 
@@ -319,16 +319,16 @@ def test_a_target_that_is_taken_is_refused(taken: str, storage: Storage) -> None
     else:
         storage.open_session(RunContext("u", Identity(user_id="bob" if taken == "owner" else None)), SessionDetails())
     if taken == "fork":
-        storage.copy_session("u", "v")
+        storage.fork_session("u", "v")
     before = everything(storage)
     with pytest.raises(SessionExists):
-        storage.copy_session("t", target)
+        storage.fork_session("t", target)
     assert everything(storage) == before
 
 
 def test_an_unknown_source_is_named_and_nothing_is_opened(storage: Storage) -> None:
     with pytest.raises(SessionNotFound, match="nowhere"):
-        storage.copy_session("nowhere", "u")
+        storage.fork_session("nowhere", "u")
     assert storage.find_session("u") is None
 
 
@@ -338,7 +338,7 @@ def test_an_unknown_source_is_named_and_nothing_is_opened(storage: Storage) -> N
 OPERATIONS: dict[str, Callable[[Storage], Any]] = {
     "prune": lambda storage: storage.prune_checkpoints(["t"]),
     "delete_for_runs": lambda storage: storage.delete_for_runs(["r"]),
-    "copy": lambda storage: storage.copy_session("t", "u"),
+    "copy": lambda storage: storage.fork_session("t", "u"),
 }
 
 

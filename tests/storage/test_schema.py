@@ -162,7 +162,7 @@ def use_everything(storage: Storage) -> None:
     storage.list_checkpoints(CheckpointFilter("t", "", before="c2"), limit=2)
     storage.list_checkpoints(CheckpointFilter("t", after=("t", "", "c2")), matches=lambda body: True)
     storage.get_history("t", "", None, ["m", "x"])
-    storage.copy_session("t", "u")
+    storage.fork_session("t", "u")
     storage.prune_checkpoints(["u"])
     storage.delete_for_runs(["r1"])
     storage.put_memories([put_of(("session", "t"), "k", {"a": 1}, "x")])

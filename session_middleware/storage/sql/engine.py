@@ -376,7 +376,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
     ) -> dict[str, StoredHistory]:
         return self._read(delta_channels.get_history, session_id, checkpoint_ns, checkpoint_id, channels, self.name)
 
-    def copy_session(
+    def fork_session(
         self, source: str, target: str, *, at: str | None = None, details: SessionDetails | None = None
     ) -> SessionInfo:
         def operation(connection: Connection) -> SessionInfo:
