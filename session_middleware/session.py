@@ -260,7 +260,7 @@ class Session(SessionFields):
 
         `parent_id` of each makes a tree of them. If they are more than `limit`, the latest ones are returned.
         """
-        where = SessionFilter(ids=self._storage.list_family(self.id), visible_to=self._identity)
+        where = SessionFilter(family_of=self.id, visible_to=self._identity)
         limit = validation.checked_limit(limit)
         found = self._sessions._storage.list_sessions(where, limit=limit, order="creation")
         return Rows(map(self._changed, reversed(found)), of=SessionInfo)
@@ -365,7 +365,7 @@ class Session(SessionFields):
 
         def checked() -> T:
             if (holder := self._sessions._storage.find_active_run(self.id)) is not None:
-                raise SessionBusy(self.id, run_id=holder[0], process=holder[1])
+                raise SessionBusy(self.id, run_id=holder.run_id, process=holder.process)
             return work()
 
         result: T = self._authorized.in_transaction(checked)

@@ -533,7 +533,7 @@ class Sessions(SessionAccess):
         configurable = config.get("configurable") or {}
         session_id = lifecycle.session_id_of(configurable.get("thread_id"))
         identity = identity_of(configurable)
-        if self._storage.is_revoked(identity.user_id):
+        if self._storage.list_revoked([identity.user_id]):
             raise UserRevoked(session_id, user_id=identity.user_id)
         session = self._storage.find_session(session_id)
         if session is None and (primary := self._primary_of(session_id)) != session_id:

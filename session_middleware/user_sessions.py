@@ -78,7 +78,7 @@ class SessionAccess:
 
     def _checked(self, found: T) -> T:
         """`found`, unless the user is revoked. Raises `UserRevoked`."""
-        if self._identity is not None and self._storage.is_revoked(self._identity.user_id):
+        if self._identity is not None and self._storage.list_revoked([self._identity.user_id]):
             raise UserRevoked("", user_id=self._identity.user_id)
         return found
 
@@ -201,7 +201,9 @@ class SessionAccess:
         self._operator._flush()
         validation.check_kind("cancelled", cancelled, bool, "True or False")
         where, limit = validation.filter_of(self._identity, **filters), validation.checked_limit(limit)
-        found = self._storage.list_unfinished_sessions(where, cancelled=cancelled, limit=limit)
+        unfinished: Any = "or_cancelled" if cancelled else "cut_off"
+        where = where._replace(unfinished=unfinished, status=where.status or ("open",), waiting=False)
+        found = self._storage.list_sessions(where, limit=limit)
         return Rows(map(self._session, self._checked(found)), of=SessionInfo)
 
     def delete(self, session_id: object) -> DeletionCounts:
@@ -555,8 +557,8 @@ class UserSessions(SessionAccess):
         info, settings = session._authorized.check(reading=False), self._sessions.settings
         lifecycle.admit(info, settings, self._sessions._clock())
         if info.is_running and settings.on_busy == "reject":
-            run_id, process = self._storage.find_active_run(info.id) or (None, None)
-            raise SessionBusy(info.id, run_id=run_id, process=process)
+            holder = self._storage.find_active_run(info.id)
+            raise SessionBusy(info.id, run_id=holder and holder.run_id, process=holder and holder.process)
         return session
 
     def prune(self, session_id: object) -> None:

@@ -422,7 +422,7 @@ def test_each_transaction_of_a_sweep_tells_that_it_goes_on(
         sessions.open(name)
     clock.advance(minutes=30)
     storage = sessions._storage
-    duty = storage.acquire_duty("sweep")
+    duty = storage.acquire_duty("\0sweep")
     elsewhere(tmp_path / "sessions.db")
     sweeps: list[Any] = []
 
@@ -459,7 +459,7 @@ def test_a_sweep_whose_turn_is_over_leaves_the_rest_to_the_next(open_sessions: O
     sessions.open("t")
     clock.advance(minutes=30)
     storage = sessions._storage
-    duty = storage.acquire_duty("sweep")
+    duty = storage.acquire_duty("\0sweep")
     assert duty is not None
     others._storage.release_leases([duty.lease])
     assert storage.end_due(storage.list_due(clock()), now=clock(), duty=duty) == []

@@ -190,7 +190,7 @@ def test_one_process_sweeps_at_a_time(open_sessions: OpenSessions, clock: Clock)
     sessions, others = open_sessions(), open_sessions()
     sessions.open("t")
     clock.advance(hours=1)
-    duty = others._storage.acquire_duty("sweep")
+    duty = others._storage.acquire_duty("\0sweep")
     assert sessions.sweep() == []
     others._storage.release_leases([duty.lease])
     assert [ended.session_id for ended in sessions.sweep()] == ["t"]

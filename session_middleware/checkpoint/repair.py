@@ -239,7 +239,7 @@ class Repairs:
             SessionBusy: A run is in progress, and may produce the answers itself.
         """
         if (holder := self._storage.find_active_run(context.session_id, but=context.lease)) is not None:
-            raise SessionBusy(context.session_id, run_id=holder[0], process=holder[1])
+            raise SessionBusy(context.session_id, run_id=holder.run_id, process=holder.process)
         namespaces = self._storage.list_checkpoint_namespaces(context.session_id)
         repaired: list[RepairedCall] = []
         for namespace in namespaces:

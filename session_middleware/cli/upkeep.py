@@ -147,7 +147,7 @@ def forget(sessions: Sessions, user_id: str, dry_run: bool, yes: bool, output: s
 @click.option("--lift", is_flag=True, help="Admit the user again.")
 def revoke(sessions: Sessions, user_id: str, reason: str | None, lift: bool) -> None:
     """Refuse a user, and end the user's open sessions."""
-    was_revoked = sessions._storage.is_revoked(user_id)
+    was_revoked = sessions._storage.list_revoked([user_id])
     ended = sessions.revoke(user_id, reason=reason, lift=lift)
     if lift:
         say(f"user {user_id!r} is admitted again" if was_revoked else f"user {user_id!r} was not revoked")

@@ -103,7 +103,7 @@ class SessionStore(BaseStore):
     def _caller(self, *, changes: bool) -> tuple[Owners | None, RunContext | None]:
         """The owners that the running graph's config names, and its run. No checkpointer may have checked them."""
         if (user := self._identity) is not None:
-            if self._storage.is_revoked(user.user_id):
+            if self._storage.list_revoked([user.user_id]):
                 raise UserRevoked("", user_id=user.user_id)
             return Owners(None, user.user_id, user.group_id, user.groups, may_use_others=False), None
         configurable = _running_configurable()

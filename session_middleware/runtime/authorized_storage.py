@@ -64,7 +64,6 @@ class AuthorizedStorage:
     find_speakers = _reading(Storage.find_speakers)
     get_memories = _reading(Storage.get_memories)
     list_branches = _reading(Storage.list_branches)
-    list_family = _reading(Storage.list_family)
     list_messages = _reading(Storage.list_messages)
     list_messages_around = _reading(Storage.list_messages_around)
     list_records = _reading(Storage.list_records)
@@ -119,7 +118,7 @@ class AuthorizedStorage:
     def check(self, *, reading: bool) -> SessionInfo:
         """The session as stored now. Raises unless the caller has access."""
         identity = self._identity
-        if identity is not None and self._storage.is_revoked(identity.user_id):
+        if identity is not None and self._storage.list_revoked([identity.user_id]):
             raise UserRevoked(self._session_id, user_id=identity.user_id)
         session = self._storage.find_session(self._session_id)
         if session is None or session.incarnation != self._handle.incarnation:

@@ -48,20 +48,20 @@ class ExclusiveUse:
 
     def __init__(self, storage: Storage, background: BackgroundWorker, key: Key, holder: str | None) -> None:
         self._storage, self._background, self._key, self._holder = storage, background, key, holder
-        self._duty = f"resource {json.dumps(key)}"
+        self._duty = f"\0resource {json.dumps(key)}"
         self._lease: Lease | None = None
 
     def acquire(self) -> None:
         """Raises `ResourceHeld`."""
         while (context := self._storage.acquire_duty(self._duty, holder=self._holder)) is None:
-            if (held := self._storage.find_duty(self._duty)) is not None:
-                raise ResourceHeld(self._key.session_id, self._key.name, process=held.process, holder=held.holder)
+            if (held := self._storage.find_active_run(self._duty)) is not None:
+                raise ResourceHeld(self._key.session_id, self._key.name, process=held.process, holder=held.run_id)
         self._lease = context.lease
         self._background.begin(context)  # which renews the lease
 
     def is_held(self) -> bool:
         """Whether no other process has taken over, as after a pause of this one that was longer than a lease."""
-        found = self._storage.find_duty(self._duty)
+        found = self._storage.find_active_run(self._duty)
         return found is not None and self._lease is not None and found.number == self._lease.number
 
     def release(self) -> None:

@@ -142,7 +142,7 @@ class RunQueue:
         if time.monotonic() - waiter.began >= _GRACE_SECONDS:
             return False
         found = self._storage.find_active_run(waiter.context.session_id, but=waiter.context.lease)
-        return found is not None and found[0] not in waiter.context.shared_with
+        return found is not None and found.run_id not in waiter.context.shared_with
 
     def _is_late(self, waiter: _Waiter) -> bool:
         seconds = self._rule_of(waiter.context).timeout_seconds

@@ -18,7 +18,7 @@ from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.validation import Timeout, checked_moment
 
-_DUTY = "sweep"
+_DUTY = "\0sweep"
 _PAGE = 5_000  # sessions that are listed at a time
 _RESOURCES_SECONDS = 5.0  # between two checks for resources of ended sessions
 

@@ -63,10 +63,10 @@ from session_middleware.storage.memory_types import MemoryPut, MemoryQuery, Mess
 from session_middleware.storage.record_entries import Entry
 from session_middleware.storage.run import Lease, RunContext
 from session_middleware.storage.types import (
+    ActiveRun,
     ArchivedSession,
     ConversationItemPut,
     DeletionCounts,
-    Duty,
     MessagePoint,
     Page,
     Part,
@@ -146,21 +146,10 @@ class Storage(Protocol):
         `after` is the previous page's last as it was read there, and need not be there any more.
         """
 
-    def list_unfinished_sessions(
-        self, where: SessionFilter, *, cancelled: bool, limit: int | None
-    ) -> list[SessionInfo]:
-        """Open sessions whose latest run was cut off, latest activity first; not those that wait for an answer.
-
-        The run's process has ended, and no run is in progress. With `cancelled` also those whose run was cancelled.
-        """
-
     def count_sessions(self, where: SessionFilter) -> int: ...
 
     def list_ids(self, prefix: str, *, limit: int, deleted: bool = False) -> list[str]:
         """The ids of sessions that begin with `prefix`, in order; `deleted`: those of deleted and archived ones."""
-
-    def list_family(self, session_id: str) -> list[str]:
-        """The ids of a session, of those that it was forked from, and of all their forks, in any order."""
 
     def measure_session(self, session_id: str) -> SessionSize:
         """The numbers of its rows and an estimate of its bytes, without reading its content."""
@@ -303,8 +292,8 @@ class Storage(Protocol):
         Inserts the lease of a run that has written nothing yet, unless its session was merged into another one.
         """
 
-    def find_active_run(self, session_id: str, *, but: Lease | None = None) -> tuple[str | None, str] | None:
-        """The run id and the process of the first active run in a session, other than that of the lease `but`."""
+    def find_active_run(self, session_id: str, *, but: Lease | None = None) -> ActiveRun | None:
+        """The first active run in a session, other than that of the lease `but`; or the process that has a duty."""
 
     # Expiry
 
@@ -336,11 +325,8 @@ class Storage(Protocol):
     def acquire_duty(self, duty: str, *, holder: str | None = None) -> RunContext | None:
         """A context whose lease is on work that one process does at a time; ``None`` if it is held already.
 
-        `holder` is a text for other processes, which `find_duty` returns.
+        The context's session id is the duty, and `holder`, a text for other processes, its run id: `find_active_run`.
         """
-
-    def find_duty(self, duty: str) -> Duty | None:
-        """The lease on a duty, if its process is alive."""
 
     def collect_garbage(self) -> int:
         """Delete the memories whose time to live is over, and return their number; and the leases of dead processes.
@@ -356,9 +342,7 @@ class Storage(Protocol):
     def revoke_user(self, user_id: str, *, reason: str | None = None, lift: bool = False) -> list[str]:
         """Refuse the user from now on and abandon the user's open sessions; returns their ids. `lift`: admit again."""
 
-    def is_revoked(self, user_id: str | None) -> bool: ...
-
-    def list_revoked(self, user_ids: Collection[str]) -> list[str]:
+    def list_revoked(self, user_ids: Collection[str | None]) -> list[str]:
         """Those of the users that are revoked."""
 
     # The record

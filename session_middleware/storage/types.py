@@ -56,7 +56,9 @@ class SessionFilter(NamedTuple):
     title: str | None = None  # a part of it, as a `title_key`
     visible_to: Identity | None = None  # owned by the user, or shared with one of the user's groups
     waiting: bool | None = None  # whether its graph waits for an answer
-    ids: Sequence[str] = ()  # one of them
+    family_of: str | None = None  # this session, those that it was forked from, and all their forks
+    # The latest run was cut off: its process has ended, and no run is in progress; or also: it was cancelled.
+    unfinished: Literal["cut_off", "or_cancelled"] | None = None
 
 
 class SessionDetails(NamedTuple):
@@ -84,12 +86,12 @@ class MessagePoint(NamedTuple):
     is_complete: bool = True  # the checkpoint before that is stored, or there was none
 
 
-class Duty(NamedTuple):
-    """The lease on work that one process does at a time, or on a resource that one process has open."""
+class ActiveRun(NamedTuple):
+    """A run in progress; or a process that does work which one process does at a time."""
 
     number: int  # of the lease
     process: str
-    holder: str | None  # a text of that process for others, such as an address
+    run_id: str | None  # of a duty: a text of that process for others, such as an address
 
 
 class SessionSize(NamedTuple):

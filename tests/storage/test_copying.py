@@ -80,7 +80,7 @@ def seen(url: str) -> dict[str, Any]:
         found["searched"] = [(hit.session_id, hit.text) for hit in sessions.search("tea milk", limit=1000)]
         found["explained"] = str(sessions.explain("t4"))
         found["stored"] = [(item.key, item.value) for item in sessions.store.search(("notes",))]
-        found["revoked"] = sessions._storage.is_revoked("mallory")
+        found["revoked"] = sessions._storage.list_revoked(["mallory"])
         assert sessions.check() == []
         return found
 

@@ -252,7 +252,7 @@ def use_all_of_upkeep(storage: Storage) -> None:
     storage.open_session(RunContext("e", Identity(user_id="u")), SessionDetails())
     storage.end_session("e", "completed", reason="x", detail={})
     storage.collect_garbage()
-    storage.acquire_duty("sweep")
+    storage.acquire_duty("\0sweep")
     storage.find_tombstone("w")
     for where in (SessionFilter(), SessionFilter(user_id="u")):
         storage.export_sessions(Path("all.jsonl"), where, memories=("user", "u"))
@@ -262,7 +262,7 @@ def use_all_of_upkeep(storage: Storage) -> None:
     storage.open_session(RunContext("x", Identity(user_id="v")), SessionDetails())
     (
         storage.revoke_user("v", reason=None),
-        storage.is_revoked("v"),
+        storage.list_revoked(["v"]),
         storage.list_revoked(["v"]),
         storage.revoke_user("v", lift=True),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from session_middleware.errors import SessionError, SessionExists
-from session_middleware.models import Clock, Problem, SessionFields, SessionInfo, SessionOrder
+from session_middleware.models import Clock, Problem, SessionInfo
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.checkpoint_types import (
     Blob,
@@ -37,7 +37,7 @@ from session_middleware.storage.sql.database import Database
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import items
 from session_middleware.storage.sql.memory.engine import MemoryOperations
-from session_middleware.storage.sql.operations import reading
+from session_middleware.storage.sql.operations import reading, reading_by_rules
 from session_middleware.storage.sql.record.branches import BranchPoint
 from session_middleware.storage.sql.record.engine import RecordOperations
 from session_middleware.storage.sql.record.writer import RecordWriteError, write_end
@@ -56,10 +56,9 @@ from session_middleware.storage.sql.sessions import (
     leases,
     merging,
     session_rows,
-    unfinished,
 )
 from session_middleware.storage.sql.sessions.engine import SessionOperations
-from session_middleware.storage.types import DeletionCounts, Progress, SessionDetails, SessionFilter
+from session_middleware.storage.types import DeletionCounts, Progress, SessionDetails
 
 T = TypeVar("T")
 
@@ -225,7 +224,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             if context.must_be_new and run.state.admission not in ("opened", "fresh"):
                 raise SessionExists(context.session_id)
             given = session_rows.with_template(details, template) if run.state.admission == "opened" else details
-            session = session_rows.update(write.finish(), context.session_id, given, self._rules)
+            session = session_rows.update(write.finish(), self._rules, context.session_id, given)
             if given != _NONE:  # the row has another version
                 self._states.pop(context.session_id, None)
             return session
@@ -271,26 +270,9 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             if not admitting.is_exposed or self._hold_seen(context):
                 return found
 
-    def find_session(self, session_id: str) -> SessionInfo | None:
-        return self._read(session_rows.seen, session_id, self._rules)
-
-    def list_sessions(
-        self,
-        where: SessionFilter,
-        *,
-        limit: int | None,
-        order: SessionOrder = "activity",
-        after: SessionFields | None = None,
-    ) -> list[SessionInfo]:
-        return self._read(session_rows.list_, where, self._rules, limit=limit, order=order, after=after)
-
-    def list_unfinished_sessions(
-        self, where: SessionFilter, *, cancelled: bool, limit: int | None
-    ) -> list[SessionInfo]:
-        return self._read(unfinished.list_, where, self._rules, cancelled=cancelled, limit=limit)
-
-    def count_sessions(self, where: SessionFilter) -> int:
-        return self._read(session_rows.count, where, self._rules)
+    find_session = reading_by_rules(session_rows.seen)
+    list_sessions = reading_by_rules(session_rows.list_)
+    count_sessions = reading_by_rules(session_rows.count)
 
     # The record
 

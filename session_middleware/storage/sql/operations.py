@@ -33,13 +33,37 @@ class Operations:
 
     def _change(
         self,
-        operation: Callable[Concatenate[Connection, str, P], T],
+        operation: Callable[Concatenate[Connection, EngineContext, str, P], T],
         session_id: str,
         *args: P.args,
         **named: P.kwargs,
     ) -> T:
         """Run an operation on one session in a transaction."""
-        return self._database.write(lambda connection: operation(connection, session_id, *args, **named), of=session_id)
+        return self._database.write(
+            lambda connection: operation(connection, self._rules, session_id, *args, **named), of=session_id
+        )
+
+
+def reading_by_rules(read: Callable[Concatenate[Connection, EngineContext, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """As `reading`, from a function that needs the settings or the clock."""
+
+    @wraps(read)
+    def method(self: Operations, /, *args: P.args, **options: P.kwargs) -> T:
+        return self._database.read(lambda connection: read(connection, self._rules, *args, **options))
+
+    return method
+
+
+def changing(
+    change: Callable[Concatenate[Connection, EngineContext, str, P], T],
+) -> Callable[Concatenate[Any, str, P], T]:
+    """Make a method of `Operations` from a function that changes one session, in a transaction."""
+
+    @wraps(change)
+    def method(self: Operations, session_id: str, /, *args: P.args, **options: P.kwargs) -> T:
+        return self._change(change, session_id, *args, **options)
+
+    return method
 
 
 def reading(read: Callable[Concatenate[Connection, P], T]) -> Callable[Concatenate[Any, P], T]:

@@ -44,7 +44,7 @@ def copy(
     runs.copy(connection, source_id, target_id, None if cut is None else cut.line)
     questions.copy(connection, source_id, target_id, asked_again=cut is not None and not cut.is_last)
     events.append(connection, target_id, "forked", None, {"from": source_id} | ({"at": at} if at else {}), now)
-    return session_rows.update(connection, target_id, details or SessionDetails(), rules)
+    return session_rows.update(connection, rules, target_id, details or SessionDetails())
 
 
 # The lists are shared from now on, so the lengths that a process has cached are no longer valid.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from session_middleware.models import RepairedCall, Usage
+from session_middleware.models import RepairedCall
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.sql.operations import Operations, reading
+from session_middleware.storage.sql.operations import Operations, reading, reading_by_rules
 from session_middleware.storage.sql.record import conversations, deletions, reads, tool_call_rows, usage
 from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sql.session_state import SessionWrite
-from session_middleware.storage.types import ConversationItemPut, StoredItem, UsageBy, UsageFilter
+from session_middleware.storage.types import ConversationItemPut, StoredItem
 
 
 class RecordOperations(Operations):
@@ -24,10 +24,8 @@ class RecordOperations(Operations):
     list_branches = reading(reads.list_branches)
     find_executions = reading(reads.find_executions)
     list_tool_calls = reading(usage.list_tool_calls)
+    sum_usage = reading_by_rules(usage.sum_usage)
     list_items = reading(conversations.list_items)
-
-    def sum_usage(self, by: UsageBy, where: UsageFilter) -> list[Usage]:
-        return self._read(usage.sum_usage, by, where, self._rules)
 
     def append_repair(
         self,

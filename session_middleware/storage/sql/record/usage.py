@@ -41,7 +41,7 @@ _TOOL_SUMS = f"""
 """
 
 
-def sum_usage(connection: Connection, by: UsageBy, where: UsageFilter, rules: EngineContext) -> list[Usage]:
+def sum_usage(connection: Connection, rules: EngineContext, by: UsageBy, where: UsageFilter) -> list[Usage]:
     if not isinstance(by, str) or by not in _KEYS:
         raise UnknownGrouping(by, known=list(_KEYS))
     given = {
@@ -55,7 +55,7 @@ def sum_usage(connection: Connection, by: UsageBy, where: UsageFilter, rules: En
     values = {sql.rpartition(":")[2]: value for sql, value in given.items() if value is not None}
     conditions = [sql for sql, value in given.items() if value is not None]
     if where.sessions is not None:
-        ids, more = session_rows.ids_of(connection, where.sessions, rules)
+        ids, more = session_rows.ids_of(connection, rules, where.sessions)
         conditions, values = [*conditions, f"s.id IN ({ids})"], values | more
     condition = " AND ".join(conditions) or "TRUE"
     return [_usage(*row) for row in connection.execute(_statement(by, condition), values)]

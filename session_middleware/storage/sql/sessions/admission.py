@@ -63,10 +63,10 @@ def refuse(connection: Connection, run: RunWrite, error: errors.SessionError, ru
         run.state = run.state._replace(refused=run.run_id is not None)
 
 
-def deny_early(connection: Connection, session_id: str, rules: EngineContext, now: datetime) -> None:
+def deny_early(connection: Connection, rules: EngineContext, session_id: str) -> None:
     """Record the refusals of runs for which the session did not exist yet."""
     for user_id in rules.early_denials.pop(session_id, {}).values():
-        events.deny(connection, session_id, "busy", user_id, now, is_announced=True)
+        events.deny(connection, session_id, "busy", user_id, rules.clock(), is_announced=True)
 
 
 def is_same_second(last_active_at: str, now: datetime) -> bool:
@@ -363,7 +363,7 @@ class Admitting:
         events.insert(write, "opened", self.now, run_id=self.context.run_id, reason=reason, detail=detail)
         if session_id in self.rules.early_denials:
             self._end_opening()
-            deny_early(connection, session_id, self.rules, self.now)
+            deny_early(connection, self.rules, session_id)
         return incarnation
 
     def _end_opening(self) -> None:

@@ -31,18 +31,18 @@ from session_middleware.storage.types import DeletionCounts, TombstoneInfo
 
 def end(
     connection: Connection,
+    rules: EngineContext,
     session_id: str,
     status: Ended,
-    rules: EngineContext,
     *,
     reason: str,
-    detail: dict[str, Any],
+    detail: Mapping[str, Any],
 ) -> SessionInfo:
     """End a session as its user or the operator says. Raises `InvalidTransition`, `SessionNotFound`."""
     now = rules.clock()
     session = session_rows.get_for(connection, session_id, None, rules)
     lifecycle.check_transition(session_id, lifecycle.status_at(session, rules.settings, now), status)
-    _close(connection, [Ending(session, reason, now)], status, detail, rules)
+    _close(connection, [Ending(session, reason, now)], status, dict(detail), rules)
     return session_rows.get(connection, session_id)
 
 
@@ -87,20 +87,20 @@ def _prune(connection: Connection, session: SessionInfo) -> bool:
     return bool(pruned)
 
 
-def pin(connection: Connection, session_id: str, given: Pin | None, rules: EngineContext) -> SessionInfo:
+def pin(connection: Connection, rules: EngineContext, session_id: str, pin: Pin | None) -> SessionInfo:
     """Exempt a session from ending, or end that. One that has expired stays so, whether or not a sweep came."""
     now = rules.clock()
     session = session_rows.get_for(connection, session_id, None, rules)
-    if given is None and session.pinned is None:
+    if pin is None and session.pinned is None:
         return session
     due, status = lifecycle.expiry_of(session, rules.settings), lifecycle.status_at(session, rules.settings, now)
     if due is not None and (session.status, status) == ("active", "expired"):
         _close(connection, [Ending(session, due.reason, due.at)], "expired", _idle_since, rules)
-    text = None if given is None else to_json(given.model_dump(mode="json"))
+    text = None if pin is None else to_json(pin.model_dump(mode="json"))
     connection.execute("UPDATE sessions SET pinned = ? WHERE id = ?", (text, session_id))
-    detail = {"by": given.by} if given is not None else {}
-    events.append(connection, session_id, "pinned" if given else "unpinned", given.why if given else None, detail, now)
-    if given is None:  # it has been exempt until now
+    detail = {"by": pin.by} if pin is not None else {}
+    events.append(connection, session_id, "pinned" if pin else "unpinned", pin.why if pin else None, detail, now)
+    if pin is None:  # it has been exempt until now
         session_rows.touch(connection, session_id, rules, now)
     session_rows.write_expiry(connection, session_id, rules)
     return session_rows.get_for(connection, session_id, None, rules)
@@ -302,9 +302,9 @@ STRATEGIES: dict[OnExpire, Strategy] = {
 }
 
 
-def postpone(connection: Connection, session_id: str, until: datetime, rules: EngineContext, now: datetime) -> None:
+def postpone(connection: Connection, rules: EngineContext, session_id: str, until: datetime) -> None:
     connection.execute("UPDATE sessions SET postponed_until = ? WHERE id = ?", (to_text(until), session_id))
-    events.append(connection, session_id, "postponed", None, {"until": to_text(until)}, now)
+    events.append(connection, session_id, "postponed", None, {"until": to_text(until)}, rules.clock())
     session_rows.write_expiry(connection, session_id, rules)
 
 

@@ -11,11 +11,9 @@ from typing import Any, NoReturn, TypeVar
 
 from session_middleware.errors import SessionBusy, SessionError, SessionExists, SessionNotFound, StorageError
 from session_middleware.models import (
-    Ended,
     ErasureReceipt,
     Event,
     Identity,
-    Pin,
     SessionInfo,
     Status,
     SweepResult,
@@ -26,7 +24,7 @@ from session_middleware.storage.sql import app_settings
 from session_middleware.storage.sql.checkpoints import checkpoints
 from session_middleware.storage.sql.connection import CommitThenRaise, Connection
 from session_middleware.storage.sql.memory import items
-from session_middleware.storage.sql.operations import Operations, reading
+from session_middleware.storage.sql.operations import Operations, changing, reading, reading_by_rules
 from session_middleware.storage.sql.record import reads, runs
 from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sql.sessions import (
@@ -43,11 +41,9 @@ from session_middleware.storage.sql.sessions import (
     tombstones,
 )
 from session_middleware.storage.types import (
-    ArchivedSession,
+    ActiveRun,
     DeletionCounts,
-    Duty,
     Progress,
-    SessionDetails,
     SessionFilter,
     SessionSize,
     Watch,
@@ -61,11 +57,16 @@ _PAUSE, _LONGEST_PAUSE_SECONDS = 2, 0.05  # after it, as a multiple of its durat
 
 class SessionOperations(Operations):
     find_tombstone = reading(tombstones.find)
-    is_revoked = reading(tombstones.is_revoked)
-    list_family = reading(ids.list_family)
     list_ids = reading(ids.list_ids)
     list_revoked = reading(tombstones.list_revoked)
     find_settings = reading(app_settings.find)
+    list_archived = reading_by_rules(tombstones.list_archived)
+
+    end_session = changing(endings.end)
+    pin_session = changing(endings.pin)
+    ping_session = changing(session_rows.ping)
+    postpone_expiry = changing(endings.postpone)
+    update_session = changing(session_rows.update)
 
     def keep_settings(self, values: Mapping[str, Any]) -> None:
         if self.find_settings() != values:
@@ -158,7 +159,7 @@ class SessionOperations(Operations):
         """Record the refusals of runs for which the session did not exist yet, if another process has opened it."""
         for session_id in list(self._rules.early_denials):
             if self._read(session_rows.find, session_id) is not None:
-                self._change(admission.deny_early, session_id, self._rules, self._now())
+                self._change(admission.deny_early, session_id)
 
     def renew_leases(self, given: Sequence[RunContext]) -> None:
         self._record_early_denials()
@@ -170,15 +171,12 @@ class SessionOperations(Operations):
                 lambda connection: leases.renew(connection, numbers, self._now()), of="", durable=False
             )
 
-    def find_active_run(self, session_id: str, *, but: Lease | None = None) -> tuple[str | None, str] | None:
+    def find_active_run(self, session_id: str, *, but: Lease | None = None) -> ActiveRun | None:
         number = None if but is None else but.number
         rows = self._read(leases.live_of, session_id, self._rules)
-        return next(((row.run_id, row.process) for row in rows if row.number != number), None)
+        return next((ActiveRun(row.number, row.process, row.run_id) for row in rows if row.number != number), None)
 
     # Changes
-
-    def update_session(self, session_id: str, details: SessionDetails) -> SessionInfo:
-        return self._change(session_rows.update, session_id, details, self._rules)
 
     def delete_session(self, session_id: str, *, by: Identity | None = None) -> DeletionCounts:
         def operation(connection: Connection) -> DeletionCounts:
@@ -222,7 +220,7 @@ class SessionOperations(Operations):
             chosen = None if only is None else session_rows.find(connection, only[0])
             if only is not None and (chosen is None or chosen.incarnation != only[1]):
                 raise SessionNotFound(only[0], deleted=True)
-            count = 1 if chosen else session_rows.count(connection, where, self._rules)
+            count = 1 if chosen else session_rows.count(connection, self._rules, where)
             found = [(chosen.home, [chosen.id])] if chosen else exports.families(connection, where, self._rules)
             jsonl.write(path, count, exports.rows(connection, found, memories, count, progress))
             return count
@@ -246,18 +244,6 @@ class SessionOperations(Operations):
 
     def claim_session(self, session_id: str, user_id: str) -> SessionInfo:
         return self._database.write(lambda connection: claims.claim(connection, session_id, user_id, self._rules))
-
-    def end_session(self, session_id: str, status: Ended, *, reason: str, detail: Mapping[str, Any]) -> SessionInfo:
-        return self._change(endings.end, session_id, status, self._rules, reason=reason, detail=dict(detail))
-
-    def ping_session(self, session_id: str) -> SessionInfo:
-        return self._change(session_rows.ping, session_id, self._rules)
-
-    def pin_session(self, session_id: str, pin: Pin | None) -> SessionInfo:
-        return self._change(endings.pin, session_id, pin, self._rules)
-
-    def postpone_expiry(self, session_id: str, until: datetime) -> None:
-        self._change(endings.postpone, session_id, until, self._rules, self._now())
 
     def list_due(
         self,
@@ -337,7 +323,7 @@ class SessionOperations(Operations):
         return done
 
     def acquire_duty(self, duty: str, *, holder: str | None = None) -> RunContext | None:
-        context = RunContext(f"\0{duty}", Identity(), run_id=holder, lease=Lease())  # a duty has no run
+        context = RunContext(duty, Identity(), run_id=holder, lease=Lease())  # a duty has no run
 
         def acquire(connection: Connection) -> bool:
             rows = leases.of(connection, context.session_id)
@@ -351,10 +337,6 @@ class SessionOperations(Operations):
 
         return context if self._database.write(acquire, of=context.session_id, durable=False) else None
 
-    def find_duty(self, duty: str) -> Duty | None:
-        row = next(iter(self._read(leases.live_of, f"\0{duty}", self._rules)), None)
-        return None if row is None else Duty(row.number, row.process, row.run_id)
-
     def collect_garbage(self) -> int:
         expired = self._database.write(lambda connection: items.sweep(connection, self._now()), of="")
         if expired:
@@ -364,12 +346,6 @@ class SessionOperations(Operations):
         if any(self._read(runs.find_dead)):
             self._database.write(runs.interrupt_dead, of="", durable=False)
         return expired
-
-    def list_archived(
-        self, *, user_id: str | None, limit: int | None, before: tuple[datetime, str] | None = None
-    ) -> list[ArchivedSession]:
-        found = self._read(tombstones.list_archived, user_id, limit=limit, before=before)
-        return [each.model_copy(update={"path": str(self._rules.archive_at(each.path))}) for each in found]
 
     # Users
 

@@ -12,9 +12,3 @@ def list_ids(connection: Connection, prefix: str, *, limit: int, deleted: bool =
     table = "tombstones" if deleted else "sessions"
     sql = f"SELECT id FROM {table} WHERE id >= ? AND id < ? ORDER BY id LIMIT ?"
     return [found for (found,) in connection.execute(sql, (prefix, prefix + _END, limit))]
-
-
-def list_family(connection: Connection, session_id: str) -> list[str]:
-    """The ids of a session, of those that it was forked from, and of all their forks."""
-    sql = "SELECT id FROM sessions WHERE home = (SELECT home FROM sessions WHERE id = ?)"
-    return [found for (found,) in connection.execute(sql, (session_id,))]

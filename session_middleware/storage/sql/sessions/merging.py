@@ -228,7 +228,7 @@ def _join_records(connection: Connection, primary: SessionInfo, secondary: Sessi
     def placed(message: _Message) -> _Message:
         """A message of the secondary, marked as merged, with its branch in the primary."""
         is_said = message.seq <= own_line.get(message.branch, -1)
-        branch = branches.holder(line, moved(moves[1], message.seq)) if is_said else names[message.branch]
+        branch = branches.holder(line, int(moved(moves[1], message.seq))) if is_said else names[message.branch]
         flags = to_json([*dict.fromkeys((*json.loads(message.flags or "[]"), FLAG))])
         return message._replace(branch=branch, flags=flags)
 
@@ -394,7 +394,7 @@ def _join_details(connection: Connection, primary: SessionInfo, secondary: Sessi
         metadata=session_rows.merged(secondary.metadata, primary.metadata),
         context=session_rows.merged(secondary.context, primary.context),
     )
-    session_rows.update(connection, primary.id, details, rules)
+    session_rows.update(connection, rules, primary.id, details)
     pin = primary.pinned or secondary.pinned
     connection.execute(
         "UPDATE sessions SET version = version + 1, pinned = ?, last_active_at = ?, parent_id = ? WHERE id = ?",

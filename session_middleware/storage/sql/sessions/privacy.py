@@ -33,7 +33,7 @@ def revoke(connection: Connection, user_id: str, rules: EngineContext, *, reason
             continue
         if session.id in live or lifecycle.status_at(session, rules.settings, now) in lifecycle.OPEN:
             detail = {} if reason is None else {"why": reason}
-            endings.end(connection, session.id, "abandoned", rules, reason="owner_revoked", detail=detail)
+            endings.end(connection, rules, session.id, "abandoned", reason="owner_revoked", detail=detail)
             ended.append(session.id)
     return ended
 

@@ -17,7 +17,7 @@ from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.record import branches
 from session_middleware.storage.sql.row_mapping import Malformed, clean, to_json, value_of
 from session_middleware.storage.sql.session_state import SessionWrite
-from session_middleware.storage.sql.sessions import events, leases, tombstones
+from session_middleware.storage.sql.sessions import events, leases, tombstones, unfinished
 from session_middleware.storage.titles import title_key
 from session_middleware.storage.types import SessionDetails, SessionFilter
 
@@ -119,7 +119,7 @@ def get(connection: Connection, session_id: str) -> SessionInfo:
     return session
 
 
-def seen(connection: Connection, session_id: str, rules: EngineContext) -> SessionInfo | None:
+def seen(connection: Connection, rules: EngineContext, session_id: str) -> SessionInfo | None:
     """As `find`, and whether a run is in progress. Raises `StorageError` if only the session's row is missing."""
     leases.prefetch(connection, session_id)
     session = find(connection, session_id)
@@ -137,7 +137,7 @@ def get_for(connection: Connection, session_id: str, by: Identity | None, rules:
     """
     if by is not None:
         tombstones.check_not_revoked(connection, session_id, by.user_id)
-    session = seen(connection, session_id, rules)
+    session = seen(connection, rules, session_id)
     if session is None:
         raise SessionNotFound(session_id)
     if by is not None:
@@ -203,7 +203,7 @@ def write_expiry(connection: Connection, session_id: str, rules: EngineContext) 
     )
 
 
-def ping(connection: Connection, session_id: str, rules: EngineContext) -> SessionInfo:
+def ping(connection: Connection, rules: EngineContext, session_id: str) -> SessionInfo:
     now = rules.clock()
     session = get_for(connection, session_id, None, rules)
     lifecycle.check_open(session_id, lifecycle.status_at(session, rules.settings, now))
@@ -211,7 +211,7 @@ def ping(connection: Connection, session_id: str, rules: EngineContext) -> Sessi
     return get(connection, session_id)
 
 
-def update(connection: Connection, session_id: str, details: SessionDetails, rules: EngineContext) -> SessionInfo:
+def update(connection: Connection, rules: EngineContext, session_id: str, details: SessionDetails) -> SessionInfo:
     session = get_for(connection, session_id, None, rules)
     lifecycle.check_visibility(session, details.visibility)
     changes = _changes(session, details)
@@ -297,7 +297,7 @@ _CONDITIONS: dict[str, Any] = {
     " FROM json_each(CASE WHEN json_valid(sessions.metadata) THEN sessions.metadata END) AS own"
     " WHERE own.key = wanted.key AND own.type = wanted.type AND own.value = wanted.value))",
     "title": "instr(title_key, :title) > 0",
-    "ids": "id IN (SELECT value FROM json_each(:ids))",
+    "family_of": "home = (SELECT home FROM sessions WHERE id = :family_of)",
 }
 _SHARED = "visibility != 'private' AND group_id = :{} AND user_id != :viewer"
 _ORDERS: Mapping[SessionOrder, tuple[str, str, str]] = {  # the column, and how it and the id go on
@@ -324,7 +324,7 @@ def duration_of(seconds: Any) -> timedelta | None:
     return timedelta(seconds=seconds) if is_one else None
 
 
-def _conditions(connection: Connection, where: SessionFilter, rules: EngineContext) -> tuple[list[str], dict[str, Any]]:
+def _conditions(connection: Connection, rules: EngineContext, where: SessionFilter) -> tuple[list[str], dict[str, Any]]:
     """`where` as disjoint conditions, each of which an index may have in order; and their parameters."""
     values = moments(rules, rules.clock())
     live = () if _BY_STATUS.keys().isdisjoint(where.status) else leases.live(connection, rules)
@@ -345,6 +345,11 @@ def _conditions(connection: Connection, where: SessionFilter, rules: EngineConte
             others.append(condition)
             given = to_text(given) if isinstance(given, datetime) else given
             values[name] = given if isinstance(given, str) else to_json(given)
+    if where.unfinished is not None:
+        others.append("id IN (SELECT value FROM json_each(:unfinished))")
+        values["unfinished"] = json.dumps(
+            unfinished.ids(connection, rules, cancelled=where.unfinished == "or_cancelled")
+        )
     each_status = [[status] for status in statuses] or [[]]
     found = [" AND ".join([owner, *status, *others]) for owner in owners for status in each_status]
     return found, values
@@ -361,14 +366,14 @@ _OF_ALL += " ORDER BY {order}"
 
 def list_(
     connection: Connection,
-    where: SessionFilter,
     rules: EngineContext,
+    where: SessionFilter,
     *,
     limit: int | None,
     order: SessionOrder = "activity",
     after: SessionFields | None = None,
 ) -> list[SessionInfo]:
-    conditions, values = _conditions(connection, where, rules)
+    conditions, values = _conditions(connection, rules, where)
     column, beyond, direction = _ORDERS[order]
     later = ""
     if after is not None:
@@ -389,15 +394,15 @@ def _key_of(session: SessionFields, column: str) -> str:
     return title_key(session.title) if column == "title_key" else to_text(getattr(session, column))
 
 
-def count(connection: Connection, where: SessionFilter, rules: EngineContext) -> int:
-    conditions, values = _conditions(connection, where, rules)
+def count(connection: Connection, rules: EngineContext, where: SessionFilter) -> int:
+    conditions, values = _conditions(connection, rules, where)
     sql = f"SELECT COUNT(*) FROM sessions WHERE {' OR '.join(conditions)}"
     return int(connection.execute(sql, values).fetchone()[0])
 
 
-def ids_of(connection: Connection, where: SessionFilter, rules: EngineContext) -> tuple[str, dict[str, Any]]:
+def ids_of(connection: Connection, rules: EngineContext, where: SessionFilter) -> tuple[str, dict[str, Any]]:
     """A query for the ids of these sessions, and its parameters."""
-    conditions, values = _conditions(connection, where, rules)
+    conditions, values = _conditions(connection, rules, where)
     return f"SELECT id FROM sessions WHERE {' OR '.join(conditions)}", values
 
 
@@ -405,7 +410,7 @@ def list_by_home(
     connection: Connection, where: SessionFilter, rules: EngineContext, *, limit: int
 ) -> Iterator[tuple[int, str]]:
     """The home and the id of each session, in this order, read `limit` at a time."""
-    conditions, values = _conditions(connection, where, rules)
+    conditions, values = _conditions(connection, rules, where)
     values |= {"home": -1, "id": "", "limit": limit}
     while True:
         rows = connection.execute(

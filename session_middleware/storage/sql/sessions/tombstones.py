@@ -16,6 +16,7 @@ from functools import lru_cache
 from session_middleware.errors import SessionNotFound, UserRevoked
 from session_middleware.models import Identity, from_text, to_text
 from session_middleware.storage.sql.connection import UNLIMITED, Connection
+from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.row_mapping import values_of
 from session_middleware.storage.types import ArchivedSession, TombstoneInfo
 
@@ -113,13 +114,20 @@ _ARCHIVED = """
 
 
 def list_archived(
-    connection: Connection, user_id: str | None, *, limit: int | None, before: tuple[datetime, str] | None
+    connection: Connection,
+    rules: EngineContext,
+    *,
+    user_id: str | None,
+    limit: int | None,
+    before: tuple[datetime, str] | None = None,
 ) -> list[ArchivedSession]:
     whose, values = ("TRUE", []) if user_id is None else ("user_id = ?", [user_id])
     page = "" if before is None else "AND (deleted_at, id) < (?, ?)"
     values += [] if before is None else [to_text(before[0]), before[1]]
     statement = _ARCHIVED.format(whose=whose, page=page)
-    return values_of(ArchivedSession, connection.execute(statement, (*values, UNLIMITED if limit is None else limit)))
+    cursor = connection.execute(statement, (*values, UNLIMITED if limit is None else limit))
+    found = values_of(ArchivedSession, cursor)
+    return [each.model_copy(update={"path": str(rules.archive_at(each.path))}) for each in found]
 
 
 # Revoked users
@@ -133,12 +141,8 @@ def hash_of(user_id: str | None) -> str | None:
 _FIND_REVOKED = "SELECT 1 FROM revoked WHERE user_hash = ?"
 
 
-def is_revoked(connection: Connection, user_id: str | None) -> bool:
-    return connection.execute(_FIND_REVOKED, (hash_of(user_id),)).fetchone() is not None
-
-
-def list_revoked(connection: Connection, user_ids: Collection[str]) -> list[str]:
-    by_hash = {hashed(user_id): user_id for user_id in user_ids}
+def list_revoked(connection: Connection, user_ids: Collection[str | None]) -> list[str]:
+    by_hash = {hashed(user_id): user_id for user_id in user_ids if user_id is not None}
     sql = "SELECT user_hash FROM revoked WHERE user_hash IN (SELECT value FROM json_each(?))"
     return sorted(by_hash[user_hash] for (user_hash,) in connection.execute(sql, (json.dumps(list(by_hash)),)))
 
@@ -151,5 +155,5 @@ def prefetch_revoked(connection: Connection, user_id: str | None) -> None:
 
 def check_not_revoked(connection: Connection, session_id: str, user_id: str | None) -> None:
     """Raises `UserRevoked`."""
-    if user_id is not None and is_revoked(connection, user_id):
+    if user_id is not None and connection.execute(_FIND_REVOKED, (hash_of(user_id),)).fetchone() is not None:
         raise UserRevoked(session_id, user_id=user_id)

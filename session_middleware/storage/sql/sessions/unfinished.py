@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from session_middleware.models import SessionInfo
 from session_middleware.storage.processes import is_gone, is_near
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
-from session_middleware.storage.sql.sessions import leases, session_rows
-from session_middleware.storage.types import SessionFilter
+from session_middleware.storage.sql.sessions import leases
 
 
-def list_(
-    connection: Connection, where: SessionFilter, rules: EngineContext, *, cancelled: bool, limit: int | None
-) -> list[SessionInfo]:
+def ids(connection: Connection, rules: EngineContext, *, cancelled: bool) -> list[str]:
     live = leases.live(connection, rules)
-    ids = [
+    return [
         session_id
         for session_id, process in connection.execute(_CUT_OFF, (cancelled,)).fetchall()
         if session_id not in live and (process is None or is_gone(process) or not is_near(process))
     ]
-    if not ids:
-        return []
-    where = where._replace(ids=ids, status=where.status or ("open",), waiting=False)
-    return session_rows.list_(connection, where, rules, limit=limit)
 
 
 # The process is that of a run that is stored as running. A run that died before its first checkpoint cannot go on.
