@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from session_middleware.models import RepairedCall
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.sql.operations import Operations, reading, reading_by_rules
+from session_middleware.storage.sql.operations import Operations, changing, reading, reading_by_rules
 from session_middleware.storage.sql.record import conversations, deletions, reads, tool_call_rows, usage
 from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sql.session_state import SessionWrite
@@ -25,22 +23,8 @@ class RecordOperations(Operations):
     find_executions = reading(reads.find_executions)
     list_tool_calls = reading(usage.list_tool_calls)
     sum_usage = reading_by_rules(usage.sum_usage)
+    append_repair = changing(tool_call_rows.append_repair)
     list_items = reading(conversations.list_items)
-
-    def append_repair(
-        self,
-        session_id: str,
-        calls: Sequence[RepairedCall],
-        *,
-        run_id: str | None,
-        reason: str,
-        checkpoint_id: str | None,
-    ) -> None:
-        options: dict[str, Any] = {"run_id": run_id, "reason": reason, "checkpoint_id": checkpoint_id}
-        self._database.write(
-            lambda connection: tool_call_rows.append_repair(connection, session_id, calls, **options, now=self._now()),
-            of=session_id,
-        )
 
     def delete_message(self, session_id: str, message_id: str) -> int:
         deleted = self._database.write(

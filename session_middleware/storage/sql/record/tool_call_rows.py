@@ -20,6 +20,7 @@ from session_middleware.storage.record_entries import (
     is_reported,
 )
 from session_middleware.storage.sql.connection import Connection, among
+from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.row_mapping import clean, flags_of, to_json
 from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sql.session_state import SessionWrite
@@ -329,13 +330,13 @@ def _find_request(write: SessionWrite, session_id: str, call: ToolStart) -> tupl
 
 def append_repair(
     connection: Connection,
+    rules: EngineContext,
     session_id: str,
     calls: Sequence[RepairedCall],
     *,
     run_id: str | None,
     reason: str,
     checkpoint_id: str | None,
-    now: datetime,
 ) -> None:
     for call in calls:
         if call.answer == "interrupted":  # neither the row that only the answer made nor an execution has finished
@@ -354,7 +355,7 @@ def append_repair(
             )
     detail: dict[str, Any] = {} if checkpoint_id is None else {"checkpoint_id": checkpoint_id}
     detail["tool_calls"] = [{"id": call.tool_call_id, "name": call.name, "answer": call.answer} for call in calls]
-    events.append(connection, session_id, "repaired", reason, detail, now, run_id=run_id)
+    events.append(connection, session_id, "repaired", reason, detail, rules.clock(), run_id=run_id)
 
 
 # Model calls

@@ -7,6 +7,7 @@ Sessions without activity since the beginning of the time are skipped.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -52,12 +53,10 @@ def sum_usage(connection: Connection, rules: EngineContext, by: UsageBy, where: 
         "c.started_at >= :call_since": where.since and to_text(where.since),
         "c.started_at < :call_until": where.until and to_text(where.until),
     }
-    values = {sql.rpartition(":")[2]: value for sql, value in given.items() if value is not None}
-    conditions = [sql for sql, value in given.items() if value is not None]
+    condition, values = _where(given)
     if where.sessions is not None:
         ids, more = session_rows.ids_of(connection, rules, where.sessions)
-        conditions, values = [*conditions, f"s.id IN ({ids})"], values | more
-    condition = " AND ".join(conditions) or "TRUE"
+        condition, values = f"{condition} AND s.id IN ({ids})", values | more
     return [_usage(*row) for row in connection.execute(_statement(by, condition), values)]
 
 
@@ -76,10 +75,10 @@ def _usage(key: str | None, calls: int, errors: int, *sums: Any) -> Usage:
     )
 
 
-def _where(*conditions: tuple[str, Any]) -> tuple[str, list[Any]]:
-    """Return the conjunction of the conditions whose value is given, and these values."""
-    given = [(sql, value) for sql, value in conditions if value is not None]
-    return " AND ".join(sql for sql, _ in given) or "TRUE", [value for _, value in given]
+def _where(conditions: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the conjunction of the conditions whose value is given, and these values by name."""
+    given = {sql: value for sql, value in conditions.items() if value is not None}
+    return " AND ".join(given) or "TRUE", {sql.rpartition(":")[2].rstrip(")"): value for sql, value in given.items()}
 
 
 # Tool calls
@@ -91,18 +90,22 @@ def list_tool_calls(
     connection: Connection, where: ToolCallFilter, *, limit: int | None, before: ToolCall | None = None
 ) -> list[ToolCall]:
     condition, values = _where(
-        ("name = ?", where.name and clean(where.name)),
-        ("status = ?", where.status),
-        ("EXISTS (SELECT 1 FROM sessions WHERE id = session_id AND user_id = ?)", where.user_id),
-        (f"{_START} >= ?", where.since and to_text(where.since)),
-        (f"{_START} < ?", where.until and to_text(where.until)),
+        {
+            "name = :name": where.name and clean(where.name),
+            "status = :status": where.status,
+            f"{_START} >= :since": where.since and to_text(where.since),
+            f"{_START} < :until": where.until and to_text(where.until),
+            "EXISTS (SELECT 1 FROM sessions WHERE id = session_id AND user_id = :user)": where.user_id,
+        }
     )
     if before is not None:
-        condition += f" AND {_START} <= ? AND ({_START}, session_id, seq) < (?, ?, ?)"  # the first is for the index
-        started = to_text(before.started_at) if before.started_at else ""
-        values += [started, started, before.session_id, before.seq]
+        condition += (
+            f" AND {_START} <= :at AND ({_START}, session_id, seq) < (:at, :of, :seq)"  # the first is for the index
+        )
+        values |= {"at": to_text(before.started_at) if before.started_at else "", "of": before.session_id}
+        values["seq"] = before.seq
     cursor = connection.execute(
-        f"SELECT * FROM tool_calls WHERE {condition} ORDER BY {_START} DESC, session_id DESC, seq DESC LIMIT ?",
-        (*values, UNLIMITED if limit is None else limit),
+        f"SELECT * FROM tool_calls WHERE {condition} ORDER BY {_START} DESC, session_id DESC, seq DESC LIMIT :limit",
+        values | {"limit": UNLIMITED if limit is None else limit},
     )
     return reads.with_interruptions(connection, values_of(ToolCall, cursor))

@@ -33,7 +33,6 @@ from session_middleware.storage.sql.sessions import (
     endings,
     expiry,
     exports,
-    ids,
     imports,
     leases,
     privacy,
@@ -57,7 +56,7 @@ _PAUSE, _LONGEST_PAUSE_SECONDS = 2, 0.05  # after it, as a multiple of its durat
 
 class SessionOperations(Operations):
     find_tombstone = reading(tombstones.find)
-    list_ids = reading(ids.list_ids)
+    list_ids = reading(session_rows.list_ids)
     list_revoked = reading(tombstones.list_revoked)
     find_settings = reading(app_settings.find)
     list_archived = reading_by_rules(tombstones.list_archived)
