@@ -83,7 +83,7 @@ class Session(SessionFields):
     """One session: its fields as of when it was read, and methods that read and change it now.
 
     A frozen value. ``dict(session)`` has its fields, and sessions with equal fields are equal. Reading a session
-    neither revives it nor counts as activity. Methods with the prefix ``a`` are the asynchronous versions.
+    neither revives it nor counts as activity. Methods with the prefix ``a`` are the async twins.
     """
 
     _sessions: Sessions

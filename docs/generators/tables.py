@@ -100,7 +100,7 @@ def commands() -> str:
             examples = "\n".join(line.strip() for line in (command.epilog or "").splitlines()[2:])
             parts += [f"### {command.name}", text, f"```text\n{usage}\n```"]
             options = [each.get_help_record(_context(command)) for each in command.params if hasattr(each, "help")]
-            parts += [table(("option", ""), ((_code(one[0]), _escaped(one[1])) for one in options if one))]
+            parts += [table(("option", "meaning"), ((_code(one[0]), _escaped(one[1])) for one in options if one))]
             parts += [f"```console\n{re.sub('^', '$ ', examples, flags=re.MULTILINE)}\n```"]
     return "\n\n".join(parts)
 
@@ -116,7 +116,7 @@ def _escaped(text: str) -> str:
 
 
 def methods(name: str) -> str:
-    """The public methods of a class, each with its asyncio twin and the first sentence of its docstring."""
+    """The public methods of a class, each with its async twin and the first sentence of its docstring."""
     path = _CLASSES[name]
     cls = getattr(import_module(path.rpartition(".")[0]), name)
     public = {each: inspect.getattr_static(cls, each) for each in dir(cls) if not each.startswith("_")}
@@ -147,7 +147,7 @@ def values() -> str:
         parts += [
             f"## {name} {{#{name}}}",
             (inspect.getdoc(cls) or "").replace("``", "`"),
-            table(("field", "type", ""), rows),
+            table(("field", "type", "meaning"), rows),
         ]
     return "\n\n".join(parts)
 
@@ -168,7 +168,8 @@ def _type(hint: Any) -> str:
     text = re.sub(r"typing\.|datetime\.(?=datetime|timedelta)|session_middleware\.models\.|NoneType", "", text)
     text = re.sub(r"Annotated\[(\w+), .*?\)\]", r"\1", text)
     text = re.sub(r"Literal\[(.*?)\]", lambda values: values[1].replace("', '", "' or '"), text)
-    return text.replace(" | ", " or ")
+    text = re.sub(r"^Union\[(.*)\]$", lambda parts: parts[1].replace(", ", " or "), text)
+    return text.replace(" | ", " or ").removesuffix(" or ") + (" or None" if text.endswith(", ") else "")
 
 
 EXTRAS = {  # what each extra is for

@@ -31,7 +31,7 @@ class SessionClient:
     """A session on a server with a gateway: ``with SessionClient(url) as session: session.call("add", {"n": 2})``.
 
     ``async with`` and the methods with the prefix ``a`` do the same for asyncio. Entering begins the session, or
-    goes on with the one of this id; the end of the block completes it.
+    goes on with the one of this id; the end of the block completes it. All methods raise the exceptions below.
 
     Args:
         url: of the server, with the path where its app is mounted.
@@ -43,9 +43,10 @@ class SessionClient:
         retry_seconds: how long a request that cannot reach the server is repeated.
         options: the `group_id`, `title`, `purpose`, `tags` and `metadata` of a new session.
 
-    Raises, from all methods:
+    Raises:
         SessionNotFound: there is no such session, or it is another user's.
-        SessionExpired: it has expired. `SessionClosed`: it has ended.
+        SessionExpired: it has expired.
+        SessionClosed: it has ended.
         SessionAccessDenied: the caller is not authenticated, or may not do this.
         ServerUnavailable: the server cannot be reached, or its answer was lost.
     """
@@ -133,8 +134,10 @@ class SessionClient:
         """The result of a tool: its value, its text, or a list of parts where it has others than texts.
 
         Raises:
-            ToolNotFound: the server has no such tool. `InvalidToolArguments`: the tool was not called.
-            ToolFailed: the tool reported an error. `ToolTimedOut`: it took too long.
+            ToolNotFound: the server has no such tool.
+            InvalidToolArguments: the arguments do not conform to its schema; it was not called.
+            ToolFailed: the tool reported an error.
+            ToolTimedOut: it took too long.
             ToolServerFailed: its process ended; the next call starts a new one.
         """
         return _result(self._request("POST", self._tool(tool), dict(arguments or {}), tool=tool))
