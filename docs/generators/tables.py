@@ -130,7 +130,7 @@ def methods(name: str) -> str:
         is_by_hand = name == "Session" and getattr(member, "__module__", "") == _MANUAL.rpartition(".")[0]
         owner = _MANUAL if is_by_hand else path
         rows.append((f"[`{each}`][{owner}.{each}]", twin, _escaped(first)))
-    return table(("", "for asyncio", ""), rows)
+    return table(("method", "async twin", "what it does"), rows)
 
 
 def values() -> str:

@@ -45,36 +45,57 @@ class SessionOptions(TypedDict, total=False):
     """The fields of a session that a caller may set. ``None`` leaves a field unchanged."""
 
     title: str | None
+    """for lists; by default made from the first message of a user."""
     purpose: str | None
+    """what the session is for, in a text of your own."""
     tags: Sequence[str] | None
+    """labels, which `list` filters by."""
     metadata: dict[str, Any] | None
+    """facts for your app, which `list` filters by."""
     context: dict[str, Any] | None
+    """facts and preferences for the model, which `context_for` returns."""
     client: dict[str, Any] | None
+    """the program of the user, such as its name and version."""
     visibility: Visibility | None
+    """``"private"``, or what the group may do: ``"group"`` reads, ``"group-write"`` also runs and changes."""
     idle_timeout: Timeout
+    """in place of the setting."""
     max_age: Timeout
+    """in place of the setting."""
     retention: Timeout
+    """in place of the setting."""
     on_expire: OnExpire | None
+    """in place of the setting."""
     on_resume: OnResume | None
+    """in place of the setting."""
 
 
 class CallFilters(TypedDict, total=False):
     """The conditions for the sessions of calls. ``None`` is no condition."""
 
     user_id: str | None
+    """the owner."""
     group_id: str | None
+    """the group of the session."""
     status: Status | Literal["open"] | Collection[Status] | None
+    """the status now, or one of several; ``"open"``: active or idle."""
     tags: Sequence[str] | None
+    """labels, all of which the session has."""
     metadata: dict[str, Any] | None
+    """values of the metadata, all of which the session has."""
     title: str | None
+    """a text in the title, in any case."""
     waiting: bool | None
+    """whether the graph waits for a person's answer."""
 
 
 class SessionFilters(CallFilters, total=False):
     """The conditions for listing and counting sessions. ``None`` is no condition."""
 
     since: datetime | None
+    """active at this time or later."""
     until: datetime | None
+    """active before this time."""
 
 
 def details_of(*, idle_timeout: Any = None, max_age: Any = None, retention: Any = None, **given: Any) -> SessionDetails:

@@ -22,13 +22,18 @@ class Limits:
     Those of a user hold in each process: with four processes behind a balancer, a user may have up to four times as
     much. The number of runs in a session is a setting, ``on_busy``, and holds across processes.
 
+    Args:
+        body_bytes: of a request; a larger one is answered by 413. By default 32 MiB.
+        requests_per_minute: of a user, who may also make them all at once; more are answered by 429.
+        streams_per_user: that are open at once; more are answered by 429.
+
     Raises:
         InvalidArgument: a limit is no positive number.
     """
 
-    body_bytes: int | None = 32 * _MIB  # of a request; a larger one is answered by 413
-    requests_per_minute: int | None = None  # of a user, who may also make them all at once; more are answered by 429
-    streams_per_user: int | None = None  # that are open at once; more are answered by 429
+    body_bytes: int | None = 32 * _MIB
+    requests_per_minute: int | None = None
+    streams_per_user: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
