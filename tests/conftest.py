@@ -6,6 +6,7 @@ import inspect
 import itertools
 import os
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,6 +25,11 @@ from tests.support.postgres import Server, start
 from tests.support.queries import counters, rows
 
 OpenSessions = Callable[..., Sessions]
+
+
+# Bytecode is always cached, also by the workers and other processes, or each of them would compile all modules again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 class Clock:
