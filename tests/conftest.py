@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import itertools
 import os
@@ -30,6 +31,12 @@ OpenSessions = Callable[..., Sessions]
 # Bytecode is always cached, also by the workers and other processes, or each of them would compile all modules again.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+gc.disable()  # until the tests are collected, which takes a third longer if the collector looks at all that they import
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 class Clock:
