@@ -763,15 +763,10 @@ class Session(SessionFields):
         Raises:
             SessionNotFound: there is no such session, or it is another user's.
         """
-        from session_middleware.experiments.comparison import Compared, comparison_of
-        from session_middleware.experiments.current_branch import current_branch
+        from session_middleware.experiments.comparison import comparison_of
 
         found = self._access(other._sessions if isinstance(other, Session) else self._sessions).get(other)
-        a, b = (
-            Compared(session.id, *current_branch(session), session.model_calls(), session.stats())
-            for session in (self, found)
-        )
-        return comparison_of(a, b)
+        return comparison_of(self, found)
 
     def file(self, hash: str) -> bytes | None:
         """A file or image of a message, by the ``"sha256:…"`` that replaces it in the content."""

@@ -1,4 +1,4 @@
-"""Where two sessions part: a value, and the functions that build it. Pure.
+"""Where two sessions part: a value, and the functions that build it.
 
 A step is a message or a tool call of the current branch; the answer of a tool is a part of its call. Equal steps are
 aligned first, and the steps between them by kind and tool.
@@ -7,17 +7,20 @@ aligned first, and the steps between them by kind and tool.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from difflib import SequenceMatcher
 from itertools import groupby
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from session_middleware.display.frames import data_frame
 from session_middleware.display.html import MAX_ROWS, paragraph_html, table_html
 from session_middleware.display.text import call_text, duration_text, json_text, plural, shortened, visible
+from session_middleware.experiments.current_branch import current_branch
 from session_middleware.experiments.differences import differences, key_of
 from session_middleware.models import Message, ModelCall, Stats, ToolCall, Value
+
+if TYPE_CHECKING:
+    from session_middleware.session import Session
 
 Change: TypeAlias = Literal["same", "changed", "only_a", "only_b"]
 
@@ -182,33 +185,30 @@ def _change(total: Total) -> str:
 # Building
 
 
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """What a comparison needs to know of a session."""
+def comparison_of(a: Session, b: Session) -> Comparison:
+    """Compare the current branches of two sessions, and the totals of all their branches."""
+    steps = tuple(_aligned(_steps_of(a), _steps_of(b)))
+    return Comparison(a=a.id, b=b.id, steps=steps, totals=_totals(a.stats(), b.stats()))
 
-    session_id: str
-    messages: Sequence[Message]  # of the current branch
-    tool_calls: Sequence[ToolCall]  # of the current branch
-    model_calls: Sequence[ModelCall]
-    stats: Stats
 
-    def steps(self) -> list[Step]:
-        """In the order of the conversation. A fork has the answers of tools, but not their executions."""
-        executions = {(call.message_id, call.tool_call_id): call for call in self.tool_calls}  # the latest attempts
-        known = {call_id for _, call_id in executions} | {message.tool_call_id for message in self.messages}
-        models = {call.message_id: call for call in self.model_calls}
-        requests: dict[Any, tuple[str, dict[str, Any]]] = {}
-        found: list[tuple[float, Step]] = []
-        for message in self.messages:
-            requests |= {call.get("id"): (message.message_id, call) for call in message.tool_calls}
-            if message.tool_call_id is None:
-                step = _of_message(message, models.get(message.message_id), known)
-            else:
-                by, request = requests.get(message.tool_call_id, (None, {}))
-                step = _of_answer(message, request, executions.pop((by, message.tool_call_id), None))
-            found.append((message.position, step))
-        found += [(float(call.seq), _of_call(call)) for call in executions.values()]
-        return [step for _, step in sorted(found, key=lambda each: each[0])]
+def _steps_of(session: Session) -> list[Step]:
+    """In the order of the conversation. A fork has the answers of tools, but not their executions."""
+    messages, tool_calls = current_branch(session)
+    executions = {(call.message_id, call.tool_call_id): call for call in tool_calls}  # the latest attempts
+    known = {call_id for _, call_id in executions} | {message.tool_call_id for message in messages}
+    models = {call.message_id: call for call in session.model_calls()}
+    requests: dict[Any, tuple[str, dict[str, Any]]] = {}
+    found: list[tuple[float, Step]] = []
+    for message in messages:
+        requests |= {call.get("id"): (message.message_id, call) for call in message.tool_calls}
+        if message.tool_call_id is None:
+            step = _of_message(message, models.get(message.message_id), known)
+        else:
+            by, request = requests.get(message.tool_call_id, (None, {}))
+            step = _of_answer(message, request, executions.pop((by, message.tool_call_id), None))
+        found.append((message.position, step))
+    found += [(float(call.seq), _of_call(call)) for call in executions.values()]
+    return [step for _, step in sorted(found, key=lambda each: each[0])]
 
 
 def _of_message(message: Message, call: ModelCall | None, known: set[str | None]) -> Step:
@@ -244,12 +244,6 @@ def _of_call(call: ToolCall) -> Step:
     """A call without an answer in the conversation."""
     names = ("seq", "name", "arguments", "result", "error", "status", "duration_ms")
     return Step(kind="tool call", **{name: getattr(call, name) for name in names})
-
-
-def comparison_of(a: Compared, b: Compared) -> Comparison:
-    return Comparison(
-        a=a.session_id, b=b.session_id, steps=tuple(_aligned(a.steps(), b.steps())), totals=_totals(a.stats, b.stats)
-    )
 
 
 def _totals(a: Stats, b: Stats) -> tuple[Total, ...]:
