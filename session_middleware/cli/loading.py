@@ -1,4 +1,4 @@
-"""Objects of a person's own code that a command names as ``module:attribute``, found from the working folder."""
+"""Extras that a command needs, and objects of a person's own code that it names as ``module:attribute``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,24 @@ import importlib
 import inspect
 import sys
 import traceback
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Name the extra to install where a module of it is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("session_middleware"):
+            raise
+        advice = f"install it with pip install 'session-middleware[{name}]'"
+        raise click.ClickException(f"{error.name} is not installed, which this command needs; {advice}") from error
 
 
 def import_object(option: str, name: str) -> Any:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from session_middleware.cli import options
+from session_middleware.cli.loading import extra, import_object
 from session_middleware.cli.options import command
 from session_middleware.cli.output import say
 from session_middleware.cli.reading import explain_session
@@ -160,13 +158,15 @@ def import_command(source: str, db: str | None, allowed: tuple[str, ...], user_k
     SOURCE is the path of a SqliteSaver's file or the postgresql:// URL of a PostgresSaver. It is only read.
     An interrupted import continues when it is run again: checkpoints already copied are skipped.
     """
-    types = _import_types(allowed)
     from rich.filesize import decimal
 
     from session_middleware.cli.opening import opened
     from session_middleware.importers.langgraph import import_checkpoints
     from session_middleware.importers.langgraph_source import open_source
 
+    for name in allowed:
+        import_object("--allow", name)  # a class is only built if its module is imported
+    types = [(module, attribute) for module, _, attribute in (name.partition(":") for name in allowed)]
     with open_source(source) as saver, opened(db, create=True, quiet=True, allowed_types=types) as sessions:
         with progress_bar("copying checkpoints", wanted=True) as report:
             done = import_checkpoints(saver, sessions, user_key=user_key, progress=report)
@@ -185,22 +185,6 @@ def import_command(source: str, db: str | None, allowed: tuple[str, ...], user_k
         raise click.exceptions.Exit(1)
 
 
-def _import_types(allowed: Sequence[str]) -> list[tuple[str, str]]:
-    if allowed and (folder := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, folder)  # an installed command, unlike `python -m`, does not search the current folder
-    types = []
-    for text in allowed:
-        module, _, name = text.rpartition(":")
-        if not module or not name:
-            raise click.BadParameter(f"{text!r} is not MODULE:CLASS, such as myapp.state:Order", param_hint="--allow")
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise click.BadParameter(f"{module} cannot be imported ({error})", param_hint="--allow") from error
-        types.append((module, name))
-    return types
-
-
 @command("migrate", "migrate --sql > tables.sql", "migrate --sql --partitions 16 > tables.sql", db=None)
 @options.new_db_option
 @click.option("--sql", "as_sql", is_flag=True, help="Print the SQL for PostgreSQL, and change nothing.")
@@ -212,11 +196,8 @@ def migrate(db: str | None, as_sql: bool, partitions: int | None) -> None:
     if partitions and not as_sql:
         raise click.UsageError("--partitions changes the SQL that is printed; add --sql")
     if as_sql:
-        try:
+        with extra("postgres"):
             from session_middleware.storage.postgres.schema import script
-        except ImportError as error:
-            raise click.ClickException(f"{error}; run: pip install 'session-middleware[postgres]'") from error
-
         click.echo(script(partitions or 0))
         return
     from session_middleware.cli.opening import opened

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from session_middleware.cli import options
+from session_middleware.cli.loading import extra
 from session_middleware.cli.options import command
-from session_middleware.cli.output import console_of_stdout
+from session_middleware.cli.output import make_console
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -37,18 +38,14 @@ def chat(db: str | None, thread: str | None, user_id: str | None, name: str | No
 
     with opened(db, create=True) as sessions:
         chosen = id_of(sessions, thread) if thread == "last" else thread
-        converse(sessions, console_of_stdout(), thread=chosen, user_id=user_id, model=model)
+        converse(sessions, make_console(), thread=chosen, user_id=user_id, model=model)
 
 
 def _make_model(name: str | None) -> BaseChatModel | None:
     if name is None:
         return None
-    try:
+    with extra("chat"):
         from langchain.chat_models import init_chat_model
-    except ImportError as error:
-        raise click.ClickException(
-            "--model needs LangChain; install it with pip install 'session-middleware[chat]'"
-        ) from error
     try:
         return init_chat_model(name)
     except Exception as error:  # the providers' own errors too; their sentences name a package to install, or a key

@@ -6,9 +6,9 @@ import asyncio
 import shlex
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
-from functools import partial
+from functools import partial, reduce
 from ipaddress import ip_address
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -17,85 +17,70 @@ import click
 from click.core import ParameterSource
 
 from session_middleware.cli import options
+from session_middleware.cli.loading import extra, import_object
 from session_middleware.cli.options import command
 from session_middleware.cli.output import say
 
 if TYPE_CHECKING:
-    from mcp.server.auth.provider import TokenVerifier
     from starlette.types import ASGIApp
 
     from session_middleware import Sessions
     from session_middleware.integrations.mcp_server import Caller
-    from session_middleware.integrations.mcp_server.identity import CallerVerifier
-    from session_middleware.integrations.server import Authenticate, Gateway
+    from session_middleware.integrations.server import Authenticate, Gateway, LoopbackUser
 
 _GRACE_SECONDS = 3  # that open streams have to end in after Ctrl-C
 
 
-@contextmanager
-def extra(name: str) -> Iterator[None]:
-    """Name the extra to install where a module of it is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("session_middleware"):
-            raise
-        advice = f"install it with pip install 'session-middleware[{name}]'"
-        raise click.ClickException(f"{error.name} is not installed, which this command needs; {advice}") from error
+# The address, and who calls
+
+_CALLABLES = "a function of the request or a JwtVerifier"
+_VERIFIERS = "a TokenVerifier of the MCP SDK or a JwtVerifier"
 
 
-# The address
+def server_options(port: int, *, user: str, auth: str) -> Callable[..., Any]:
+    """Add --host and --port, and the ways to find out who calls: --user, whose default is `user`, and --auth."""
+    port_text = f"0 takes a free one. [default: {port}]"
+    user_text = f"The user whose sessions are served; not with --auth. [default: {user}]"
+    auth_text = f"Identifies each caller: {auth}. Needed with a --host that others can reach."
+    added = [
+        click.option(
+            "--host", metavar="NAME", default="127.0.0.1", help="The address to listen on. [default: 127.0.0.1]"
+        ),
+        click.option("--port", type=click.IntRange(0, 65535), metavar="N", default=port, help=port_text),
+        click.option("--user", "user_id", metavar="ID", help=user_text),
+        click.option("--auth", metavar="MODULE:NAME", help=auth_text),
+    ]
+    return lambda function: reduce(lambda made, option: option(made), reversed(added), function)
 
 
-host_option = click.option(
-    "--host", metavar="NAME", default="127.0.0.1", help="The address to listen on. [default: 127.0.0.1]"
-)
+def _named_by(auth: str | None, user_id: str | None, host: str, *, wanted: str, methods: Sequence[str]) -> Any:
+    """The object that `auth` names, which has one of the methods, or ``None`` where only this machine can call.
+
+    Raises:
+        click.UsageError: anybody on the network would be one user.
+    """
+    if auth is None:
+        if not all(ip_address(address[4][0]).is_loopback for address in _addresses(host, 0)):
+            raise click.UsageError(
+                f"others can reach {host}, and without --auth their identity is unknown; give --auth MODULE:NAME, "
+                "or leave out --host to serve this machine only"
+            )
+        return None
+    if user_id is not None:
+        raise click.UsageError("--auth says who calls, so there is no --user; give one of them")
+    found = import_object("--auth", auth)
+    if not any(callable(getattr(found, method, None)) for method in methods):
+        raise click.ClickException(f"--auth {auth!r} cannot find out who calls; name {wanted}")
+    return found
 
 
-def user_option(default: str) -> Callable[..., Any]:
-    text = f"The user whose sessions are served; not with --auth. [default: {default}]"
-    return click.option("--user", "user_id", metavar="ID", help=text)
-
-
-def auth_option(kinds: str) -> Callable[..., Any]:
-    text = f"Identifies each caller: {kinds}. Needed with a --host that others can reach."
-    return click.option("--auth", metavar="MODULE:NAME", help=text)
-
-
-def port_option(default: int) -> Callable[..., Any]:
-    return click.option(
-        "--port",
-        type=click.IntRange(0, 65535),
-        metavar="N",
-        default=default,
-        help=f"0 takes a free one. [default: {default}]",
-    )
-
-
-def identity_of(host: str, user_id: str | None, auth: str | None) -> Authenticate:
-    """How to find out who calls. Raises `click.UsageError` where anybody on the network would be that user."""
-    from session_middleware.cli.loading import import_object
+def _identity_of(host: str, user_id: str | None, auth: str | None, *, everybody: LoopbackUser) -> Authenticate:
+    """How to find out who calls: without `auth` and `user_id` each caller is `everybody`."""
     from session_middleware.integrations.server import LoopbackUser
     from session_middleware.lifecycle import owner_id_of
 
-    if auth is not None:
-        if user_id is not None:
-            raise click.UsageError("--auth says who calls, so there is no --user; give one of them")
-        found = import_object("--auth", auth)
-        if not callable(found):
-            raise click.ClickException(f"--auth {auth!r} cannot be called; name a function of a request, or a verifier")
-        return found  # type: ignore[no-any-return]
-    _check_only_here(host)
-    return LoopbackUser("local" if user_id is None else owner_id_of("--user", user_id))
-
-
-def _check_only_here(host: str) -> None:
-    """Raise `click.UsageError` for an address that others can reach."""
-    if not all(ip_address(address[4][0]).is_loopback for address in _addresses(host, 0)):
-        raise click.UsageError(
-            f"others can reach {host}, and without --auth their identity is unknown; give --auth MODULE:NAME, "
-            "or leave out --host to serve this machine only"
-        )
+    found: Authenticate | None = _named_by(auth, user_id, host, wanted=_CALLABLES, methods=["__call__"])
+    return found or (everybody if user_id is None else LoopbackUser(owner_id_of("--user", user_id)))
 
 
 def _addresses(host: str, port: int) -> list[Any]:
@@ -179,10 +164,7 @@ async def respond(asgi: ASGIApp, listening: socket.socket, *, end: Callable[[], 
     help="A graph that clients may run, or a function that returns one; may be repeated. Its name is the attribute's,"
     " or NAME.",
 )
-@host_option
-@port_option(8123)
-@user_option("local")
-@auth_option("a function of the request or a JwtVerifier")
+@server_options(8123, user="local", auth=_CALLABLES)
 @click.option(
     "--origin",
     "origins",
@@ -233,10 +215,10 @@ def serve(
 
         from session_middleware.integrations import server
         from session_middleware.integrations.server.application import end_streams
-    from session_middleware.cli.loading import graph_names, import_object
+    from session_middleware.cli.loading import graph_names
     from session_middleware.cli.opening import opened_as_app
 
-    authenticate = identity_of(host, user_id, auth)
+    authenticate = _identity_of(host, user_id, auth, everybody=server.LoopbackUser("local"))
     found = {name: (target, import_object("--app", target)) for name, target in graph_names(apps).items()}
 
     gateway = _gateway(mcp, mcp_data)
@@ -298,12 +280,9 @@ def _names(graphs: dict[str, Any]) -> str:
 
 @command("mcp --user alice", "mcp --http --port 9000", "mcp --http --host 0.0.0.0 --auth my_app.auth:verifier", db=None)
 @options.new_db_option
-@user_option("all sessions; with --http: local")
-@click.option("--groups", metavar="ID,…", default="", help="Groups of this user, whose shared sessions are served too.")
 @click.option("--http", is_flag=True, help="Serve streamable HTTP, and not the program that starts this one.")
-@host_option
-@port_option(8124)
-@auth_option("a TokenVerifier of the MCP SDK or a JwtVerifier, with --http")
+@server_options(8124, user="all sessions; with --http: local", auth=f"{_VERIFIERS}, with --http")
+@click.option("--groups", metavar="ID,…", default="", help="Groups of this user, whose shared sessions are served too.")
 def mcp_command(db: str | None, user_id: str | None, groups: str, *, http: bool, **where: Any) -> None:
     """Serve sessions as tools of the Model Context Protocol, over stdin and stdout or over HTTP."""
     with extra("mcp"):
@@ -315,7 +294,8 @@ def mcp_command(db: str | None, user_id: str | None, groups: str, *, http: bool,
     if given and not http:
         raise click.UsageError(f"{given[0]} needs --http; add it, or leave out {given[0]}")
     caller = _mcp_caller(user_id, groups)
-    verifier = _token_verifier(host, user_id, auth) if http else None
+    methods = ("verify_token", "caller_of")
+    verifier = _named_by(auth, user_id, host, wanted=_VERIFIERS, methods=methods) if http else None
     with opened_as_app(db) as sessions:
         made = mcp_server.server(sessions, caller, token_verifier=verifier)
         if not http:
@@ -345,22 +325,6 @@ def _mcp_caller(user_id: str | None, groups: str) -> Caller | None:
     return Caller(owner_id_of("--user", user_id), owner_ids_of("--groups", group_ids))
 
 
-def _token_verifier(host: str, user_id: str | None, auth: str | None) -> TokenVerifier | CallerVerifier | None:
-    """The verifier that `auth` names. Raises `click.UsageError` where anybody on the network would be one user."""
-    from session_middleware.cli.loading import import_object
-
-    if auth is None:
-        _check_only_here(host)
-        return None
-    if user_id is not None:
-        raise click.UsageError("--auth says who calls, so there is no --user; give one of them")
-    found = import_object("--auth", auth)
-    if not any(callable(getattr(found, name, None)) for name in ("verify_token", "caller_of")):
-        advice = "name a TokenVerifier of the MCP SDK, or a JwtVerifier"
-        raise click.ClickException(f"--auth {auth!r} has no verify_token(token); {advice}")
-    return found  # type: ignore[no-any-return]
-
-
 # The page
 
 
@@ -369,10 +333,7 @@ def _token_verifier(host: str, user_id: str | None, auth: str | None) -> TokenVe
     "ui --db sessions.db --user alice",
     "ui --db postgresql://localhost/app --port 9000",
 )
-@host_option
-@port_option(8125)
-@user_option("all sessions")
-@auth_option("a function of the request or a JwtVerifier")
+@server_options(8125, user="all sessions", auth=_CALLABLES)
 def ui(sessions: Sessions, host: str, port: int, user_id: str | None, auth: str | None) -> None:
     """Serve a page to look at sessions: conversations, traces, branches, usage. A browser opens the address.
 
@@ -383,9 +344,7 @@ def ui(sessions: Sessions, host: str, port: int, user_id: str | None, auth: str 
 
         from session_middleware.integrations import server
 
-    authenticate = identity_of(host, user_id, auth)
-    if user_id is None and auth is None:
-        authenticate = server.LoopbackUser(is_operator=True)
+    authenticate = _identity_of(host, user_id, auth, everybody=server.LoopbackUser(is_operator=True))
     with closing(listen(host, port)) as listening, _ended_by_signals():
         say(f"the page is at {url_of(listening)}; Ctrl-C ends it")
         asyncio.run(respond(server.ui(sessions, authenticate=authenticate), listening))

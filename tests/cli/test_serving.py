@@ -126,7 +126,7 @@ def test_it_serves_until_a_signal_and_ends_its_streams_without_a_word(signal_num
         (["--app", "their_agents"], "write a module as Python imports it"),
         (["--app", "=their_agents:graph"], "has no name before ="),
         (["--app", "their_agents:graph", "--app", "their_agents:graph"], "two of --app are named 'graph'"),
-        (["--auth", "their_agents:number"], "cannot be called"),
+        (["--auth", "their_agents:number"], "name a function of the request"),
         (["--auth", "their_agents:caller", "--user", "ada"], "give one of them"),
         (["--host", "0.0.0.0"], "give --auth MODULE:NAME"),
         (["--host", "::"], "give --auth MODULE:NAME"),

@@ -642,7 +642,7 @@ async def test_an_id_that_looks_like_a_path_can_be_read_as_a_resource(sessions: 
         (["--user", ""], "may not be empty"),
         (["--http", "--host", "0.0.0.0"], "give --auth MODULE:NAME"),
         (["--http", "--auth", "m:v", "--user", "alice"], "give one of them"),
-        (["--http", "--auth", "json:loads"], "has no verify_token"),
+        (["--http", "--auth", "json:loads"], "name a TokenVerifier"),
     ],
 )
 def test_a_wrong_option_is_explained(arguments: list[str], error: str) -> None:
