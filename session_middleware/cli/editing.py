@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -151,37 +152,35 @@ def delete(
     Sessions are named by their ids, or by filters.
     """
     from session_middleware.cli.health import deletion_picture
-    from session_middleware.cli.opening import chosen_sessions, confirm, counted, id_of
+    from session_middleware.cli.opening import chosen_sessions, confirm, counted
+    from session_middleware.storage.types import DeletionCounts
 
-    if len(session_ids) == 1 and not where:
-        chosen = id_of(sessions, session_ids[0], deleted=True, whole=yes)
-        if sessions.find(chosen) is None and sessions.explain(chosen).status == "archived":
-            _delete_archive(sessions, chosen, dry_run=dry_run, yes=yes, output=output)
-            return
-    found = chosen_sessions(sessions, session_ids, where, whole=yes)
-    if found and not dry_run:
-        running = sum(session.is_running for session in found)
-        runs = f", {running} of them with a run in progress" if len(found) > 1 else ", in which a run is in progress"
-        confirm(f"Delete {counted(found)}{runs if running else ''}?", yes=yes)
-    total = _total([_counts_of(session) if dry_run else sessions.delete(session.id) for session in found])
+    archived = _archive_of(sessions, session_ids, where, whole=yes)
+    if archived is not None:
+        found, what = [archived], f"the archive of {archived!r}"
+        counts = [DeletionCounts(1)]
+    else:
+        chosen = chosen_sessions(sessions, session_ids, where, whole=yes)
+        found, what = [session.id for session in chosen], counted(chosen)
+        counts = [_counts_of(session) for session in chosen] if dry_run else []
+        if running := sum(session.is_running for session in chosen):
+            what += f", with {plural(running, 'run')} in progress"
+    if not dry_run:
+        if found:
+            confirm(f"Delete {what}?", yes=yes)
+        counts = [sessions.delete(each) for each in found]
+    total = DeletionCounts(*map(sum, zip(*counts, strict=True)))
     print_result({**total._asdict(), "dry_run": dry_run}, deletion_picture(total, dry_run=dry_run), output)
 
 
-def _delete_archive(sessions: Sessions, session_id: str, *, dry_run: bool, yes: bool, output: str | None) -> None:
-    from session_middleware.cli.health import deletion_picture
-    from session_middleware.cli.opening import confirm
-    from session_middleware.storage.types import DeletionCounts
+def _archive_of(sessions: Sessions, given: Sequence[str], where: Mapping[str, Any], *, whole: bool) -> str | None:
+    """The id of the archived session that is named alone."""
+    from session_middleware.cli.opening import id_of
 
-    if not dry_run:
-        confirm(f"Delete the archive of {session_id!r}?", yes=yes)
-    counts = DeletionCounts(1) if dry_run else sessions.delete(session_id)
-    print_result({**counts._asdict(), "dry_run": dry_run}, deletion_picture(counts, dry_run=dry_run), output)
-
-
-def _total(counts: list[DeletionCounts]) -> DeletionCounts:
-    from session_middleware.storage.types import DeletionCounts
-
-    return DeletionCounts(*map(sum, zip(*counts, strict=True)))
+    if len(given) != 1 or where:
+        return None
+    chosen = id_of(sessions, given[0], deleted=True, whole=whole)
+    return chosen if sessions.find(chosen) is None and sessions.explain(chosen).status == "archived" else None
 
 
 def _counts_of(session: Session) -> DeletionCounts:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Group, RenderableType
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
@@ -100,28 +98,10 @@ def facts_grid(facts: Mapping[str, Any]) -> Table:
     return grid
 
 
-class Sentence:
-    """A text on lines of whole words in a terminal, so that ids can be copied; elsewhere on one line."""
-
-    def __init__(self, text: Text) -> None:
-        self._text = text
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        breaks, used = [], 0
-        for word in re.finditer(r"^\s*\S+\s*|\S+\s*", self._text.plain) if console.is_terminal else ():
-            if used and used + cell_len(word[0].rstrip()) > options.max_width:
-                breaks.append(word.start())
-                used = 0
-            used += cell_len(word[0])
-        for line in self._text.divide(breaks):
-            line.rstrip()
-            line.no_wrap, line.overflow = True, "ignore"
-            yield line
+def line(label: tuple[str, str], text: str) -> Text:
+    """A sentence, which is wrapped between words, so that ids can be copied."""
+    return Text.assemble(label, visible_line(text), overflow="ignore")
 
 
-def line(label: tuple[str, str], text: str) -> Sentence:
-    return Sentence(Text.assemble(label, visible_line(text)))
-
-
-def verdict(text: str, *, is_good: bool) -> Sentence:
+def verdict(text: str, *, is_good: bool) -> Text:
     return line((text, f"bold {styles.GREEN if is_good else styles.RED}"), "")

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import sys
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +16,6 @@ import click
 
 from session_middleware import __version__
 from session_middleware.cli import editing, moving, reading, running, sentences, serving, upkeep
-from session_middleware.cli.options import Context
 from session_middleware.errors import SessionError
 
 _THEMES = {
@@ -33,23 +30,12 @@ _THEMES = {
 _WHOLE = 1_000  # characters of the first sentence of a command's help
 
 
-class _Failure(click.ClickException):
-    def format_message(self) -> str:
-        if not sys.stderr.isatty():
-            return self.message
-        width, label = shutil.get_terminal_size().columns, "Error: "
-        lines = textwrap.wrap(label + self.message, width, break_long_words=False, break_on_hyphens=False)
-        return "\n".join(lines).removeprefix(label)
-
-
-class _InvalidArgument(_Failure):
+class _InvalidArgument(click.ClickException):
     exit_code = 2  # as click's own usage errors
 
 
 class _Commands(click.Group):
     """Lists commands by theme, and prints the errors of this package as one line on stderr."""
-
-    context_class = Context
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         for theme, commands in _THEMES.items():
@@ -60,11 +46,11 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except SessionError as error:
-            failure = _InvalidArgument if isinstance(error, sentences.USAGE_ERRORS) else _Failure
+            failure = _InvalidArgument if isinstance(error, sentences.USAGE_ERRORS) else click.ClickException
             raise failure(sentences.error_text(error)) from error
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, package_name="session-middleware")
 def cli() -> None:
     """Sessions for LangGraph agents, in one SQLite file or a PostgreSQL database.
@@ -82,8 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. If the output cannot be written, print one line, or nothing if its reader has ended."""
     try:
         try:
-            width = max(min(shutil.get_terminal_size().columns, 100) - 2, 30)
-            cli(arguments, prog_name="session-middleware", terminal_width=width)
+            cli(arguments, prog_name="session-middleware")
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.text import Text
 
-from session_middleware.cli.health import Sentence
+from session_middleware.cli.output import say
 from session_middleware.display.text import plural, span_text, visible_line
 from session_middleware.errors import StorageError
 from session_middleware.models import utc_now
@@ -56,8 +54,7 @@ def opened(
     with _OperatorSessions(place, allowed_types=allowed_types, sweep_interval=None, **chosen, **given) as sessions:
         yield sessions
     if chosen and not quiet:
-        note = Text(f"with the settings of the app: {settings_text(chosen)}", style="dim")
-        Console(stderr=True, highlight=False).print(Sentence(note), crop=False)
+        say(f"with the settings of the app: {settings_text(chosen)}", "dim", stderr=True)
 
 
 @contextmanager

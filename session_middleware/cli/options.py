@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import wraps
@@ -14,7 +14,6 @@ from click.shell_completion import CompletionItem
 
 _DEFAULT = "[default: SESSION_STORAGE_URL, or sessions.db]"
 _MOST_COMPLETED = 50  # ids
-_NARROW = 60  # columns
 
 db_option = click.option("--db", metavar="FILE", help=f"The database: a file, or a postgresql:// URL. {_DEFAULT}")
 new_db_option = click.option("--db", metavar="FILE", help=f"The database; a file is created if missing. {_DEFAULT}")
@@ -22,23 +21,8 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only report what would be done.")
 
 
-class _Help(click.HelpFormatter):
-    """In a narrow terminal the text of a long option is below it."""
-
-    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
-        super().write_dl(rows, 10 if self.width < _NARROW else col_max, col_spacing)
-
-
-class Context(click.Context):
-    formatter_class = _Help
-
-
-class _Command(click.Command):
-    context_class = Context
-
-
 def command(
-    *examples: str, name: str | None = None, db: str | None = "existing", durations: tuple[str, ...] = ()
+    *examples: str, name: str | None = None, db: str | None = "existing", settings: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., None]], click.Command]:
     """Make a command of a function, whose docstring is its help.
 
@@ -46,7 +30,7 @@ def command(
         examples: what a person types after ``session-middleware``.
         db: ``"existing"``: the function gets the `Sessions` of a database that exists; ``"new"``: or of one that is
             created; ``None``: it opens what it needs.
-        durations: the options that are settings of these `Sessions`, and durations.
+        settings: the options that are settings of these `Sessions`.
     """
 
     def decorate(function: Callable[..., None]) -> click.Command:
@@ -55,21 +39,51 @@ def command(
             if db is None:
                 return function(**options)
             from session_middleware.cli.opening import opened
-            from session_middleware.settings import duration_of
 
-            own = {name: value for name in durations if (value := options.pop(name)) is not None}
-            for setting, value in own.items():
-                duration_of(f"--{setting.replace('_', '-')}", value)
-            quiet = options.get("output") is not None or options.keys().isdisjoint(("output", "status"))
+            own = {name: value for name in settings if (value := options.pop(name)) is not None}
+            quiet = options.get("output", "") is not None  # a command without pictures is quiet
             with opened(options.pop("db"), create=db == "new", quiet=quiet, **own) as sessions:
                 return function(sessions, **options)
 
         with_db = run if db is None else (new_db_option if db == "new" else db_option)(run)
         lines = [f"  session-middleware {example}" for example in examples]
         chosen = name or function.__name__.removesuffix("_command").replace("_", "-")
-        return click.command(chosen, cls=_Command, epilog="\b\n" + "\n".join(["Examples:", *lines]))(with_db)
+        return click.command(chosen, epilog="\b\n" + "\n".join(["Examples:", *lines]))(with_db)
 
     return decorate
+
+
+# Times
+
+
+def duration_option(flag: str, text: str) -> Callable[..., Any]:
+    return click.option(flag, metavar="DURATION", callback=_checked_duration, help=text)
+
+
+def _checked_duration(_: click.Context, option: click.Parameter, text: str | None) -> str | None:
+    from session_middleware.settings import duration_of
+
+    duration_of(option.opts[0], text)
+    return text
+
+
+def _moment_of(_: click.Context, option: click.Parameter, text: str | None) -> datetime | None:
+    """The time that is a day, a time, or an age."""
+    from session_middleware.errors import InvalidArgument
+    from session_middleware.settings import age_of
+
+    if text is None:
+        return None
+    with suppress(ValueError):
+        moment = datetime.fromisoformat(text)
+        return moment.replace(tzinfo=moment.tzinfo or UTC)
+    try:
+        return datetime.now(UTC) - (age_of(option.opts[0], text) or timedelta())
+    except (InvalidArgument, OverflowError) as error:
+        raise InvalidArgument(option.opts[0], text, wanted="a day such as 2026-01-31, or an age such as 7d") from error
+
+
+_moment: dict[str, Any] = {"metavar": "TIME", "callback": _moment_of}
 
 
 # Sessions
@@ -113,8 +127,8 @@ _FILTERS: dict[str, tuple[str, dict[str, Any]]] = {
     "title": ("--title", {"metavar": "TEXT", "help": "Only with this text in the title."}),
     "metadata": ("--metadata", {"metavar": "KEY=VALUE", "multiple": True, "help": "Only with this; may be repeated."}),
     "waiting": ("--waiting", {"is_flag": True, "help": "Only those whose graph waits for an answer."}),
-    "since": ("--since", {"metavar": "TIME", "help": "Only active since a day (2026-01-31) or an age (7d)."}),
-    "until": ("--until", {"metavar": "TIME", "help": "Only last active before a day or an age."}),
+    "since": ("--since", _moment | {"help": "Only active since a day (2026-01-31) or an age (7d)."}),
+    "until": ("--until", _moment | {"help": "Only last active before a day or an age."}),
 }
 
 
@@ -124,8 +138,6 @@ def filters(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def run(*args: Any, **options: Any) -> Any:
         given = {name: options.pop(name) for name in _FILTERS}
-        for name in ("since", "until"):
-            given[name] = moment_of(f"--{name}", given[name])
         given["metadata"] = dict(map(_pair_of, given["metadata"]))
         where = {name: value for name, value in given.items() if value not in (None, (), {}, False)}
         return function(*args, where=where, **options)
@@ -146,19 +158,3 @@ def _pair_of(text: str) -> tuple[str, Any]:
         found = json.loads(value)
         return key, found if isinstance(found, str | int | float) else value
     return key, value
-
-
-def moment_of(name: str, text: str | None) -> datetime | None:
-    """The time that is a day, a time, or an age. Raises `InvalidArgument`."""
-    from session_middleware.errors import InvalidArgument
-    from session_middleware.settings import age_of
-
-    if text is None:
-        return None
-    with suppress(ValueError):
-        moment = datetime.fromisoformat(text)
-        return moment.replace(tzinfo=moment.tzinfo or UTC)
-    try:
-        return datetime.now(UTC) - (age_of(name, text) or timedelta())
-    except (InvalidArgument, OverflowError) as error:
-        raise InvalidArgument(name, text, wanted="a day such as 2026-01-31, or an age such as 7d") from error

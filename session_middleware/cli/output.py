@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import json
 import sys
@@ -15,6 +14,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+_UNBOUNDED = 1_000_000  # columns
 _FORMATS = {
     "json": "Print JSON.",
     "jsonl": "Print JSON lines: one object for each row.",
@@ -32,27 +32,20 @@ def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
 jsonl_option = click.option("--jsonl", "output", flag_value="jsonl", default=None, help=_FORMATS["jsonl"])
 
 
-SIGNS = str.maketrans("–…→·›", "-~>|>")  # noqa: RUF001 - signs of our own, and those that ASCII has instead
+def make_console(*, stderr: bool = False) -> Console:
+    """A console on the current stdout or stderr. Characters that its encoding lacks are escaped.
 
-
-def _replace(error: UnicodeError) -> tuple[str, int]:
-    """A sign of ASCII, or a question mark, for each character that an encoding lacks."""
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    lacking = error.object[error.start : error.end].translate(SIGNS)
-    return lacking.encode("ascii", "replace").decode(), error.end
-
-
-codecs.register_error("session_middleware", _replace)
-
-
-def console_of_stdout() -> Console:
-    """A console on the current stdout, which replaces the characters that its encoding lacks."""
+    Only a terminal has a width: other output has lines of any length.
+    """
     from rich.console import Console
 
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="session_middleware")
-    return Console(highlight=False)
+    stream = sys.stderr if stderr else sys.stdout
+    if isinstance(stream, TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    console = Console(highlight=False, stderr=stderr)
+    if not console.is_terminal:
+        console.width = _UNBOUNDED
+    return console
 
 
 def print_result(value: Any, picture: RenderableType, output: str | None, *, rows: Iterable[Any] | None = None) -> None:
@@ -61,25 +54,19 @@ def print_result(value: Any, picture: RenderableType, output: str | None, *, row
     `rows` are those of JSON lines and CSV; by default the elements of a list, or the value.
     """
     if output is None:
-        console_of_stdout().print(picture, crop=False)
+        make_console().print(picture, crop=False)
     elif output == "json":
         click.echo(json.dumps(_plain(value), indent=2))
     else:
-        own = value if isinstance(value, list) else [value]
-        chosen = own if rows is None else rows
-        if output == "jsonl":
-            print_lines(chosen)
-        else:
-            _print_csv(chosen)
+        chosen = rows if rows is not None else value if isinstance(value, list) else [value]
+        (print_lines if output == "jsonl" else _print_csv)(chosen)
 
 
-def say(sentence: str) -> None:
-    """Print a sentence, which a terminal wraps between words."""
+def say(sentence: str, style: str = "", *, stderr: bool = False) -> None:
+    """Print a sentence, which a terminal wraps between words, so that ids can be copied."""
     from rich.text import Text
 
-    from session_middleware.cli.health import Sentence
-
-    console_of_stdout().print(Sentence(Text(sentence)), crop=False)
+    make_console(stderr=stderr).print(Text(sentence, style, overflow="ignore"), crop=False)
 
 
 def print_lines(rows: Iterable[Any]) -> None:
@@ -95,10 +82,10 @@ def _plain(value: Any) -> Any:
 
 def _print_csv(rows: Iterable[Any]) -> None:
     plain = [_plain(row) for row in rows]
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
     if not plain:
         return
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     names = list(dict.fromkeys(name for row in plain for name in row))
     writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
     writer.writeheader()

@@ -12,8 +12,8 @@ import click
 from session_middleware.cli import options
 from session_middleware.cli.options import command
 from session_middleware.cli.output import (
-    console_of_stdout,
     jsonl_option,
+    make_console,
     output_options,
     print_lines,
     print_result,
@@ -95,18 +95,16 @@ def _row(record: Record) -> dict[str, Any]:
 @command("follow last", "follow thread-42 --all --timeout 10m", "follow thread-42 --jsonl")
 @options.session_argument
 @click.option("--all", "is_all", is_flag=True, help="Begin with the first record. [default: with the last ten]")
-@click.option("--timeout", metavar="DURATION", help="End when nothing was recorded for so long, such as 10m.")
+@options.duration_option("--timeout", "End when nothing was recorded for so long, such as 10m.")
 @click.option("--full", is_flag=True, help="The whole text of each record.")
 @jsonl_option
 def follow(session: Session, is_all: bool, timeout: str | None, full: bool, output: str | None) -> None:
     """Print the records of a session as they are committed, until it ends or Ctrl-C."""
     from session_middleware.cli.tables import record_line
-    from session_middleware.settings import duration_of
 
-    duration_of("--timeout", timeout)
     last = [] if is_all else session.timeline(last=_SHOWN_RECORDS)
     records = session.follow(after=last[0].seq - 1 if last else 0, timeout=timeout)
-    console = console_of_stdout()
+    console = make_console()
     with suppress(KeyboardInterrupt):
         for record in records:
             if output:
@@ -253,14 +251,12 @@ def explain(sessions: Sessions, session_id: str, output: str | None) -> None:
 
 
 def explain_session(sessions: Sessions, session_id: str, output: str | None = None) -> None:
-    from rich.console import Group
-
     from session_middleware.cli.health import line
 
     explanation = sessions.explain(session_id)
     if explanation.status == "unknown":
         raise SessionNotFound(session_id)
-    print_result(explanation, Group(line(("", ""), explanation.text)), output)
+    print_result(explanation, line(("", ""), explanation.text), output)
 
 
 COMMANDS = (list_command, show, follow, search, stats, usage, compare, explain)

@@ -6,7 +6,7 @@ is untrusted: it is never parsed as markup, and line breaks and control characte
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -16,12 +16,11 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.measure import Measurement
 from rich.padding import Padding
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from session_middleware.cli import styles
-from session_middleware.cli.health import Sentence, facts_grid
-from session_middleware.cli.output import SIGNS
+from session_middleware.cli.health import facts_grid, line
 from session_middleware.display.text import duration_text, plural, shortened, visible, visible_line
 from session_middleware.experiments.comparison import Comparison
 from session_middleware.memory.results import SearchHit
@@ -91,18 +90,15 @@ _USAGE = {
 }
 _TITLE_CELLS = 40
 _MESSAGE_CHARACTERS = 110
-_FOLDED = frozenset({"user_id", "path"})  # fields that may take several lines
 _UNBOUNDED = 1_000_000  # columns
-_NARROW = 60  # columns, below which a timeline has the text below the kind
-MARK = "\0"  # around each word that was found; no text has it
+MARK = "\ue000"  # around each word that was found: a character for private use
 _NONE = "–"  # noqa: RUF001 - an en dash reads as "none"
 
 
 class Listing:
     """Values, one row each. The first column is an id, with the title under it.
 
-    A terminal that is too narrow shows each id on a line of its own and its values on the next line. Output
-    that is not a terminal has lines of any width.
+    In a terminal that is too narrow each id is on a line of its own, with its values on the next line.
     """
 
     def __init__(self, values: Sequence[Any], columns: Mapping[str, str], *, empty: str) -> None:
@@ -114,54 +110,45 @@ class Listing:
         if not self._values:
             yield Text(self._empty, style="dim")
             return
-        has_times = any(field.endswith("_at") for field in self._columns.values())
         rows = [[_cell(value, field) for field in self._columns.values()] for value in self._values]
         titles = [_text(getattr(value, "title", None) or "", "dim") for value in self._values]
-        if options.ascii_only:  # so that ids can be told apart
-            for name, *_ in rows:
-                name.plain = name.plain.translate(SIGNS).encode("ascii", "backslashreplace").decode()
         table = self._table(rows)
-        spare = options.max_width - _width_of(console, options, table)
-        if spare >= 0 or not console.is_terminal:
-            room = max(name.cell_len for name, *_ in rows) + spare if console.is_terminal else _UNBOUNDED
+        spare = options.max_width - Measurement.get(console, options.update(width=_UNBOUNDED), table).maximum
+        if spare >= 0:
+            room = max(name.cell_len for name, *_ in rows) + spare
             for (name, *_), title in zip(rows, titles, strict=True):
                 title.truncate(min(room, _TITLE_CELLS), overflow="ellipsis")
                 if title:
                     name.append("\n").append_text(title)
-            table.caption, table.caption_justify = "times are UTC" if has_times else None, "right"
-            width = _width_of(console, options, table)
-            yield from console.render(table, options.update(width=max(width, options.max_width)))
-            return
-        for (name, *others), title in zip(rows, titles, strict=True):
-            name.stylize("bold")
-            yield from console.render(name, options.update(width=_UNBOUNDED, no_wrap=True))
-            named = zip(tuple(self._columns)[1:], table.columns[1:], others, strict=True)
-            values = [
-                cell + f" {label.removesuffix('s') if cell.plain == '1' else label}"
-                if column.justify == "right"
-                else cell
-                for label, column, cell in named
-                if cell.plain != _NONE
-            ]
-            title.truncate(_TITLE_CELLS, overflow="ellipsis")
-            lines = [*([title] if title else ()), Text(" · ").join(values)]
-            yield from (Padding(line, (0, 0, 0, 2), expand=False) for line in lines)
-        if has_times:
+            yield table
+        else:
+            for row, title in zip(rows, titles, strict=True):
+                yield from self._lines(row, table.columns, title)
+        if any(field.endswith("_at") for field in self._columns.values()):
             yield Text("times are UTC", style="dim")
 
     def _table(self, rows: Sequence[Sequence[Text]]) -> Table:
         table = Table(box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, pad_edge=False)
         for name, field in self._columns.items():
-            table.add_column(name, overflow="fold", no_wrap=field not in _FOLDED)
             is_number = any(isinstance(getattr(value, field), int | float) for value in self._values)
-            table.columns[-1].justify = "right" if is_number else "left"
+            table.add_column(name, no_wrap=True, justify="right" if is_number else "left")
         for row in rows:
             table.add_row(*row)
         return table
 
-
-def _width_of(console: Console, options: ConsoleOptions, table: Table) -> int:
-    return Measurement.get(console, options.update(width=_UNBOUNDED), table).maximum
+    def _lines(self, row: Sequence[Text], columns: Sequence[Column], title: Text) -> Iterator[RenderableType]:
+        name, *others = row
+        name.stylize("bold")
+        yield _unbroken(name)
+        shown = [
+            cell + f" {label.removesuffix('s') if cell.plain == '1' else label}" if column.justify == "right" else cell
+            for label, column, cell in zip(tuple(self._columns)[1:], columns[1:], others, strict=True)
+            if cell.plain != _NONE
+        ]
+        title.truncate(_TITLE_CELLS, overflow="ellipsis")
+        for text in (title, Text(" · ").join(shown)):
+            if text:
+                yield Padding(text, (0, 0, 0, 2), expand=False)
 
 
 def _cell(value: Any, field: str) -> Text:
@@ -204,8 +191,8 @@ def search_table(hits: Sequence[SearchHit]) -> RenderableType:
         return Text("no messages", style="dim")
     lines: list[RenderableType] = []
     for hit in hits:
-        lines.append(Text(visible_line(hit.session_id), "bold", no_wrap=True, overflow="ignore"))
-        parts = visible_line(" ".join(hit.snippet.split()).replace(MARK, "\ue000")).split("\ue000")
+        lines.append(_unbroken(_text(hit.session_id, "bold")))
+        parts = visible_line(" ".join(hit.snippet.split())).split(MARK)
         styled = [(part, "bold reverse" if n % 2 else "") for n, part in enumerate(parts)]
         head = _text(f"{hit.created_at.astimezone(UTC):%Y-%m-%d %H:%M}", "dim"), " ", _styled(hit.role), ": "
         lines.append(Padding(Text.assemble(*head, *styled), (0, 0, 0, 2), expand=False))
@@ -214,7 +201,7 @@ def search_table(hits: Sequence[SearchHit]) -> RenderableType:
 
 def comparison_text(found: Comparison) -> RenderableType:
     """The comparison as text, with the lines of changed steps in colours."""
-    return Group(*(Sentence(Text(line, style=_CHANGES.get(line[:2], ""))) for line in str(found).splitlines()))
+    return Group(*(line((text, _CHANGES.get(text[:2], "")), "") for text in str(found).splitlines()))
 
 
 _CHANGES = {"~ ": styles.ORANGE, "- ": styles.RED, "+ ": styles.GREEN}
@@ -235,45 +222,33 @@ def timeline(session: SessionFields, records: Sequence[Record], *, full: bool = 
     chosen = [_described(record, full=full) for record in (records if full else _not_repeated(records))]
     facts = facts_of(session)
     del facts["session"]
-    title = _text(session.id, "bold")
-    title.no_wrap, title.overflow = True, "ignore"
-    return Group(title, Panel(facts_grid(facts), border_style="dim", padding=(0, 1)), _Timeline(chosen))
+    rows: list[RenderableType] = []
+    day = None
+    for moment, kind, text in chosen:
+        if moment and moment.date() != day:
+            day = moment.date()
+            rows.append(_row("", Text(), Text(day.isoformat(), style="dim")))
+        rows.append(_row(_time_text(moment), _styled(kind), text))
+    panel = Panel(facts_grid(facts), border_style="dim", padding=(0, 1), expand=False)
+    return Group(_unbroken(_text(session.id, "bold")), panel, *rows)
 
 
-class _Timeline:
-    """A row for each record: its time, kind and text. In a narrow terminal the text is below the others."""
-
-    def __init__(self, records: Sequence[tuple[datetime | None, str, Text]]) -> None:
-        self._records = records
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        is_narrow, day = options.max_width < _NARROW, None
-        grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
-        grid.add_column(no_wrap=True, style="dim")
-        grid.add_column(no_wrap=True)
-        grid.add_column(ratio=1, overflow="fold")
-        for moment, kind, text in self._records:
-            if moment and moment.date() != day:
-                day = moment.date()
-                shown = Text(day.isoformat(), style="dim")
-                if is_narrow:
-                    yield shown
-                else:
-                    grid.add_row("", "", shown)
-            time = f"{moment:%H:%M:%S}" if moment else ""
-            if is_narrow:
-                yield Text.assemble((time, "dim"), " " if time else "", _styled(kind))
-                yield Padding(text, (0, 0, 0, 2), expand=False)
-            else:
-                grid.add_row(time, _styled(kind), text)
-        if not is_narrow:
-            yield grid
+def _row(time: str, kind: Text, text: Text) -> Table:
+    """A table of one row, so that no row is as wide as the longest text."""
+    columns = Column(width=len("00:00:00"), style="dim"), Column(width=len("assistant")), Column(overflow="fold")
+    row = Table.grid(*columns, padding=(0, 2, 0, 0))
+    row.add_row(time, kind, text)
+    return row
 
 
 def record_line(record: Record, *, full: bool = False) -> Text:
     """The time, kind and text of a record on one line; with `full` on as many lines as its text has."""
     moment, kind, text = _described(record, full=full)
-    return Text.assemble(f"{moment:%H:%M:%S}" if moment else " " * 8, "  ", _styled(kind), "  ", text)
+    return Text.assemble(_time_text(moment), "  ", _styled(kind), "  ", text)
+
+
+def _time_text(moment: datetime | None) -> str:
+    return f"{moment:%H:%M:%S}" if moment else " " * 8
 
 
 def _described(record: Record, *, full: bool) -> tuple[datetime | None, str, Text]:
@@ -316,6 +291,12 @@ def _style_of(record: Record) -> str:
     if isinstance(record, Run):
         return _STYLES.get(record.outcome, "dim")
     return styles.RED if isinstance(record, ModelCall) and record.error else "dim"
+
+
+def _unbroken(name: Text) -> Text:
+    """An id on one line of any length, so that it can be copied."""
+    name.no_wrap, name.overflow = True, "ignore"
+    return name
 
 
 def _styled(word: str) -> Text:

@@ -8,7 +8,7 @@ import click
 
 from session_middleware.cli import options
 from session_middleware.cli.options import command
-from session_middleware.cli.output import console_of_stdout, output_options, print_result, say
+from session_middleware.cli.output import output_options, print_result, say
 from session_middleware.display.text import plural, span_text
 
 if TYPE_CHECKING:
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 @command(
-    "sweep --dry-run", "sweep --yes", "sweep --older-than 90d --status completed --yes", durations=("idle_timeout",)
+    "sweep --dry-run", "sweep --yes", "sweep --older-than 90d --status completed --yes", settings=("idle_timeout",)
 )
 @options.dry_run_option
-@click.option("--idle-timeout", metavar="DURATION", help="Such as 30m or 7d. [default: that of the app]")
-@click.option("--older-than", metavar="DURATION", help="Delete sessions inactive for longer than this, such as 90d.")
+@options.duration_option("--idle-timeout", "Such as 30m or 7d. [default: that of the app]")
+@options.duration_option("--older-than", "Delete sessions inactive for longer than this, such as 90d.")
 @click.option("--status", metavar="STATUS", help="With --older-than: only with this status, such as expired.")
 @options.yes_option
 @output_options
@@ -53,7 +53,7 @@ def sweep(
         timeout = sessions.settings.idle_timeout
         rule = f"idle for {span_text(timeout)}" if timeout else "no idle timeout"
         rule = f"older than {older_than}" if older_than else rule
-        console_of_stdout().print(f"{len(ended)} {'would be ended' if dry_run else 'ended'}; the rule is {rule}")
+        say(f"{len(ended)} {'would be ended' if dry_run else 'ended'}; the rule is {rule}")
 
 
 @command("check", "check --deep", "check --repair --json", db=None)

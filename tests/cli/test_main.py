@@ -576,7 +576,7 @@ def test_a_narrow_terminal_gets_colours_and_whole_ids_and_colours_can_be_turned_
     coloured, plain = printed(), printed(NO_COLOR="1")
     assert "\x1b[38;5;28mactive" in coloured
     assert "38;5" not in plain
-    lines = re.sub(r"\x1b\[[\d;]*m", "", plain).splitlines()
+    lines = [line.rstrip() for line in re.sub(r"\x1b\[[\d;]*m", "", plain).splitlines()]
     assert [line for line in lines if len(line) > 40] == [name]
     assert lines[-2:] == ["with the settings of the app:", "idle_timeout 3 hours"]
 
