@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, StatusCode, TracerProvider
 
 from session_middleware import __version__
+from session_middleware.integrations.open_runs import OpenRuns
 from session_middleware.recording.usage import model_in, text_in, usage_of
 
 _CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
@@ -49,7 +49,6 @@ class _Open:
     """A callback run that has begun. One without a span of its own has that of the run around it."""
 
     span: Span
-    parent_id: UUID | None
     outer: Span  # that was current when the outermost run began
     conversation_id: str | None
     agent_name: str | None  # of LangChain's agent that it is a part of
@@ -74,28 +73,26 @@ class SpanHandler(GraphCallbackHandler):
         self._tracer = trace.get_tracer("session_middleware", __version__, tracer_provider)
         from_environment = os.environ.get(_CAPTURE, "").lower() in ("true", "span_only", "span_and_event")
         self._with_content = from_environment if record_content is None else record_content
-        self._open: dict[UUID, _Open] = {}
-        self._inner: dict[UUID, set[UUID]] = {}  # the open runs directly inside of one
-        self._lock = threading.Lock()
+        self._open = OpenRuns[_Open]()
 
     # Runs
 
     def on_chain_start(
         self, serialized: Any, inputs: Any, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
     ) -> None:
-        parent, metadata = self._open.get(parent_run_id) if parent_run_id else None, kwargs.get("metadata") or {}
-        if run_id in self._open:
+        parent, metadata = self._open.find(parent_run_id), kwargs.get("metadata") or {}
+        if self._open.find(run_id) is not None:
             return
         agent_name = text_in(metadata, "lc_agent_name")  # LangChain's agents name themselves to all that is inside
         if parent is not None and agent_name in (None, parent.agent_name):
-            self._add(run_id, replace(parent, parent_id=parent_run_id, is_own=False), makes_current=True)
+            self._add(run_id, parent_run_id, replace(parent, is_own=False))
             return
         name = agent_name or str(kwargs.get("name") or "chain")
         attributes = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": name}
         self._start(f"invoke_agent {name}", run_id, parent_run_id, metadata, attributes)
 
     def on_interrupt(self, event: GraphInterruptEvent) -> None:
-        if event.run_id is not None and (found := self._open.get(event.run_id)) is not None:
+        if (found := self._open.find(event.run_id)) is not None:
             found.span.add_event("interrupt")
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
@@ -145,7 +142,7 @@ class SpanHandler(GraphCallbackHandler):
         return self._start(name, run_id, parent_run_id, metadata, attributes, kind=SpanKind.CLIENT)
 
     def on_llm_new_token(self, token: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        found = self._open.get(run_id)
+        found = self._open.find(run_id)
         if found is not None and not found.has_token:
             found.has_token = True
             seconds = (time.time_ns() - found.begun_ns) / 1e9
@@ -153,7 +150,7 @@ class SpanHandler(GraphCallbackHandler):
             found.span.set_attribute("gen_ai.response.time_to_first_chunk", seconds)
 
     def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        found = self._open.get(run_id)
+        found = self._open.find(run_id)
         if found is not None:
             messages = [m for some in response.generations for each in some if (m := getattr(each, "message", None))]
             for name, value in _answer(messages, response.llm_output).items():
@@ -181,7 +178,7 @@ class SpanHandler(GraphCallbackHandler):
         self._start(f"execute_tool {name}", run_id, parent_run_id, kwargs.get("metadata") or {}, attributes)
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        found = self._open.get(run_id)
+        found = self._open.find(run_id)
         if found is not None:
             if self._with_content:
                 found.span.set_attribute("gen_ai.tool.call.result", _json(getattr(output, "content", output)))
@@ -205,9 +202,9 @@ class SpanHandler(GraphCallbackHandler):
         *,
         kind: SpanKind = SpanKind.INTERNAL,
     ) -> Span | None:
-        if run_id in self._open:  # a handler given twice is called twice
+        if self._open.find(run_id) is not None:  # a handler given twice is called twice
             return None
-        parent, current = self._open.get(parent_run_id) if parent_run_id else None, trace.get_current_span()
+        parent, current = self._open.find(parent_run_id), trace.get_current_span()
         own_id = None if parent is None else parent.conversation_id
         conversation_id = own_id or text_in(metadata, "thread_id", "session_id")
         if conversation_id:
@@ -218,8 +215,8 @@ class SpanHandler(GraphCallbackHandler):
         span = self._tracer.start_span(name, context, kind, attributes, start_time=begun_ns)
         outer = current if parent is None else parent.outer
         agent_name = text_in(metadata, "lc_agent_name") or (parent.agent_name if parent else None)
-        opened = _Open(span, parent_run_id, outer, conversation_id, agent_name, begun_ns=begun_ns)
-        self._add(run_id, opened, makes_current=parent is not None)
+        opened = _Open(span, outer, conversation_id, agent_name, begun_ns=begun_ns)
+        self._add(run_id, None if parent is None else parent_run_id, opened)
         return span
 
     def _is_opened_inside(self, current: Span, parent: _Open) -> bool:
@@ -227,43 +224,25 @@ class SpanHandler(GraphCallbackHandler):
         one, other = current.get_span_context(), parent.span.get_span_context()
         if not current.is_recording() or one.trace_id != other.trace_id:
             return False
-        with self._lock:
-            ours = {each.span.get_span_context().span_id for each in self._open.values()}
+        ours = {each.span.get_span_context().span_id for each in self._open.values()}
         return one.span_id not in ours | {parent.outer.get_span_context().span_id}
 
-    def _add(self, run_id: UUID, opened: _Open, *, makes_current: bool) -> None:
+    def _add(self, run_id: UUID, parent_run_id: UUID | None, opened: _Open) -> None:
         """Only inside of a run the span is made current: the context there is a copy, and not that of the caller."""
-        with self._lock:
-            self._open[run_id] = opened
-            if opened.parent_id is not None:
-                self._inner.setdefault(opened.parent_id, set()).add(run_id)
-        if makes_current:
+        self._open.begin(run_id, parent_run_id, opened)
+        if parent_run_id is not None:
             opened.before = otel_context.get_current()
             otel_context.attach(trace.set_span_in_context(opened.span))
 
     def _end(self, run_id: UUID, error: BaseException | None = None) -> None:
-        with self._lock:
-            left = self._pop(run_id)
-        if not left:
+        *left, found = self._open.end(run_id) or (None,)
+        if found is None:
             return
-        found = left.pop()
-        for each in left:  # such as a model call that was cancelled, whose end LangChain does not report
-            if each.is_own:
-                _finish(each.span, error)
         if found.before is not None and trace.get_current_span() is found.span:
             otel_context.attach(found.before)
-        if found.is_own:
-            _finish(found.span, error)
-
-    def _pop(self, run_id: UUID) -> list[_Open]:
-        """Remove a run, and what is still open inside of it; the outermost is the last."""
-        if (found := self._open.pop(run_id, None)) is None:
-            return []
-        if found.parent_id is not None and (siblings := self._inner.get(found.parent_id)) is not None:
-            siblings.discard(run_id)
-            if not siblings:
-                del self._inner[found.parent_id]
-        return [*(each for one in self._inner.pop(run_id, ()) for each in self._pop(one)), found]
+        for each in (*left, found):
+            if each is not None and each.is_own:
+                _finish(each.span, error)
 
 
 def _finish(span: Span, error: BaseException | None) -> None:

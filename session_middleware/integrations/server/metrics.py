@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from starlette.requests import Request
 
 from session_middleware import Sessions
+from session_middleware.integrations.open_runs import OpenRuns
 from session_middleware.integrations.server.identity import LoopbackUser
 from session_middleware.integrations.server.problems import problems
 from session_middleware.integrations.server.server_state import CurrentServer
@@ -32,6 +34,13 @@ _FRESH_SECONDS = 10.0  # that a count of the database is used again, or
 _TIMES_ITS_DURATION = 50  # as long as this, so that counting takes at most 2 % of the time
 
 
+@dataclass
+class _Begun:
+    at: float = field(default_factory=time.monotonic)
+    provider: str | None = None  # of a model
+    is_waiting: bool = False  # the run stopped at an interrupt
+
+
 class Metrics(GraphCallbackHandler):
     """The metrics of an app, in a registry of their own. As a callback handler it observes the graphs' runs."""
 
@@ -39,10 +48,7 @@ class Metrics(GraphCallbackHandler):
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
-        self._begun: dict[UUID, tuple[float, str | None]] = {}  # when, and the provider of a model
-        self._root_of: dict[UUID, UUID] = {}  # the outermost run of each that is open
-        self._inside: dict[UUID, set[UUID]] = {}  # and the reverse
-        self._waiting: set[UUID] = set()  # runs that stopped at an interrupt
+        self._open = OpenRuns[_Begun | None]()  # None: a part of a run that is not counted
         self._stale_at = 0.0
         self.registry = registry = CollectorRegistry()
         self._active = Gauge("mcp_sessions_active", "Open sessions, in the database.", registry=registry)
@@ -87,22 +93,11 @@ class Metrics(GraphCallbackHandler):
     def on_chain_start(
         self, serialized: Any, inputs: Any, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
     ) -> None:
-        if parent_run_id is None:
-            self._begun[run_id] = time.monotonic(), None
-            self._root_of[run_id] = run_id
-            self._inside[run_id] = {run_id}
-        else:
-            self._place(run_id, parent_run_id)
-
-    def _place(self, run_id: UUID, parent_run_id: UUID | None) -> None:
-        root = self._root_of.get(parent_run_id) if parent_run_id else None
-        if root is not None and (inside := self._inside.get(root)) is not None:
-            self._root_of[run_id] = root
-            inside.add(run_id)
+        self._open.begin(run_id, parent_run_id, _Begun() if parent_run_id is None else None)
 
     def on_interrupt(self, event: GraphInterruptEvent) -> None:
-        if event.run_id in self._begun:
-            self._waiting.add(event.run_id)
+        if (begun := self._open.find(event.run_id)) is not None:
+            begun.is_waiting = True
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         self._end_run(run_id, "ok")
@@ -111,20 +106,17 @@ class Metrics(GraphCallbackHandler):
         self._end_run(run_id, "error" if isinstance(error, Exception) else "interrupted")
 
     def _end_run(self, run_id: UUID, outcome: str) -> None:
-        if (begun := self._begun.pop(run_id, None)) is not None:
-            for each in tuple(self._inside.pop(run_id, ())):  # the end of a cancelled model call is not reported
-                self._root_of.pop(each, None)
-                self._begun.pop(each, None)
-            is_waiting = run_id in self._waiting
-            self._waiting.discard(run_id)
-            self._runs.labels(outcome="waiting" if is_waiting and outcome == "ok" else outcome).inc()
-            self._run_seconds.observe(time.monotonic() - begun[0])
+        if (begun := self._end(run_id)) is not None:
+            self._runs.labels(outcome="waiting" if begun.is_waiting and outcome == "ok" else outcome).inc()
+            self._run_seconds.observe(time.monotonic() - begun.at)
+
+    def _end(self, run_id: UUID) -> _Begun | None:
+        return (self._open.end(run_id) or (None,))[-1]
 
     def on_tool_start(
         self, serialized: Any, input_str: str, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
     ) -> None:
-        self._place(run_id, parent_run_id)
-        self._begun[run_id] = time.monotonic(), None
+        self._open.begin(run_id, parent_run_id, _Begun())
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         self._end_tool(run_id, "error" if getattr(output, "status", None) == "error" else "ok")
@@ -134,9 +126,9 @@ class Metrics(GraphCallbackHandler):
         self._end_tool(run_id, "error" if is_fault else "interrupted")
 
     def _end_tool(self, run_id: UUID, status: str) -> None:
-        if (begun := self._begun.pop(run_id, None)) is not None:
+        if (begun := self._end(run_id)) is not None:
             self._tools.labels(status=status).inc()
-            self._tool_seconds.observe(time.monotonic() - begun[0])
+            self._tool_seconds.observe(time.monotonic() - begun.at)
 
     def on_chat_model_start(self, serialized: Any, messages: Any, *, run_id: UUID, **kwargs: Any) -> None:
         self._begin_model(run_id, kwargs)
@@ -145,8 +137,8 @@ class Metrics(GraphCallbackHandler):
         self._begin_model(run_id, kwargs)
 
     def _begin_model(self, run_id: UUID, given: Mapping[str, Any]) -> None:
-        self._place(run_id, given.get("parent_run_id"))
-        self._begun[run_id] = time.monotonic(), text_in(given.get("metadata"), "ls_provider")
+        begun = _Begun(provider=text_in(given.get("metadata"), "ls_provider"))
+        self._open.begin(run_id, given.get("parent_run_id"), begun)
 
     def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:
         provider = self._end_model(run_id, "ok")
@@ -164,11 +156,11 @@ class Metrics(GraphCallbackHandler):
         self._end_model(run_id, "error" if isinstance(error, Exception) else "interrupted")
 
     def _end_model(self, run_id: UUID, status: str) -> str | None:
-        begun, provider = self._begun.pop(run_id, (None, None))
-        if begun is not None:
-            self._models.labels(status=status).inc()
-            self._model_seconds.observe(time.monotonic() - begun)
-        return provider
+        if (begun := self._end(run_id)) is None:
+            return None
+        self._models.labels(status=status).inc()
+        self._model_seconds.observe(time.monotonic() - begun.at)
+        return begun.provider
 
 
 @router.get("/metrics", response_class=Response, responses=problems())
