@@ -6,7 +6,6 @@ admits no calls. Any other error of the record is logged and counted, and the to
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from starlette.requests import Request
 
 from session_middleware import Session, Sessions, errors, lifecycle
+from session_middleware.integrations.callers import awaited
 from session_middleware.models import Identity
 from session_middleware.recording.tool_execution import ToolExecution
 from session_middleware.storage.validation import check_choice, check_text
@@ -106,8 +106,7 @@ class CallRecorder:
     async def _identify(self, request: Request | None) -> Identity:
         if not callable(self.identity):
             return _identity_of(_verified_user(request) if self.identity is None else self.identity)
-        found = self.identity(request)
-        return _identity_of(await found if inspect.isawaitable(found) else found)
+        return _identity_of(await awaited(self.identity(request)))
 
     async def _session(self, given: object, identity: Identity) -> Session:
         """The session for this caller. Raises `SessionNotFound` for one of another user."""

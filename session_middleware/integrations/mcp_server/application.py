@@ -17,9 +17,9 @@ from starlette.applications import Starlette
 
 from session_middleware import __version__
 from session_middleware.errors import InvalidArgument, SessionError, SessionNotFound
+from session_middleware.integrations.callers import Caller
 from session_middleware.integrations.mcp_server import record_tools, session_tools
 from session_middleware.integrations.mcp_server.identity import (
-    Caller,
     CallerVerifier,
     Identification,
     IdentityOf,

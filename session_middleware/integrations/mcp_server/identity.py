@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Any, Protocol
 
 from mcp.server.auth.middleware.auth_context import get_access_token
@@ -19,24 +16,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from session_middleware.errors import UserRevoked
+from session_middleware.integrations.callers import Caller, awaited, is_from_here
 from session_middleware.integrations.mcp_server.sentences import error_text
 from session_middleware.sessions import Sessions
 from session_middleware.user_sessions import UserSessions
 
 logger = logging.getLogger("session_middleware")
-
-
-@dataclass(frozen=True)
-class Caller:
-    """The user of a request. An operator has access to all sessions."""
-
-    user_id: str
-    group_ids: tuple[str, ...] = ()
-    is_operator: bool = False
-
-    def access(self, sessions: Sessions) -> Sessions | UserSessions:
-        """The sessions that the caller may see and change."""
-        return sessions if self.is_operator else sessions.for_user(self.user_id, self.group_ids)
 
 
 IdentityOf = Callable[[AccessToken], Caller | Awaitable[Caller | None] | None]
@@ -45,7 +30,7 @@ IdentityOf = Callable[[AccessToken], Caller | Awaitable[Caller | None] | None]
 class CallerVerifier(Protocol):
     """Finds the caller of a token, as `JwtVerifier` of the HTTP server does. Raises `HTTPException` for another one."""
 
-    async def caller_of(self, token: str) -> Any: ...
+    async def caller_of(self, token: str) -> Caller: ...
 
 
 class _CallersToken(AccessToken):
@@ -60,12 +45,11 @@ class _Verifier:
 
     async def verify_token(self, token: str) -> AccessToken | None:
         try:
-            found = await self._verifier.caller_of(token)
+            caller = await self._verifier.caller_of(token)
         except HTTPException as error:
             if error.status_code >= 500:
                 logger.warning("a token cannot be verified: %s", error.detail)
             return None
-        caller = Caller(found.user_id, tuple(found.group_ids), found.is_operator)
         return _CallersToken(token=token, client_id=caller.user_id, scopes=[], subject=caller.user_id, caller=caller)
 
 
@@ -76,7 +60,6 @@ def token_verifier_of(verifier: TokenVerifier | CallerVerifier) -> TokenVerifier
 
 
 LOCAL = Caller("local")  # over HTTP without tokens
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")  # what a proxy adds
 _access: ContextVar[Sessions | UserSessions] = ContextVar("session_middleware_mcp_access")
 
 
@@ -112,16 +95,18 @@ class Identification:
     async def _access_of(self, request: Request | None) -> Sessions | UserSessions:
         if self._has_tokens:
             caller = await self._caller_of_token()
-            if caller.is_operator and await self._sessions.alist_revoked([caller.user_id]):  # users: by their access
-                raise MCPError(INVALID_REQUEST, error_text(UserRevoked("", user_id=caller.user_id)))
+            if caller.is_operator:  # users are checked by their access
+                try:
+                    await caller.check_not_revoked(self._sessions)
+                except UserRevoked as error:
+                    raise MCPError(INVALID_REQUEST, error_text(error)) from error
             return caller.access(self._sessions)
         assert self._identity is None or isinstance(self._identity, Caller)
         if request is None:  # stdio: the process belongs to the person who started it
             return self._sessions if self._identity is None else self._identity.access(self._sessions)
-        if not _is_from_here(request):
-            raise MCPError(
-                INVALID_REQUEST, "only programs of this machine are served; give a token_verifier for others"
-            )
+        if not is_from_here(request):  # names in ``Host`` and ``Origin``, of web pages, are compared by the SDK
+            advice = "give a token_verifier for others"
+            raise MCPError(INVALID_REQUEST, f"only programs of this machine are served; {advice}")
         return (self._identity or LOCAL).access(self._sessions)
 
     async def _caller_of_token(self) -> Caller:
@@ -131,22 +116,7 @@ class Identification:
         identity = subject_of if self._identity is None else self._identity
         if isinstance(identity, Caller):
             return identity
-        found = identity(token)
-        caller = await found if inspect.isawaitable(found) else found
+        caller = await awaited(identity(token))
         if caller is None:
             raise MCPError(INVALID_REQUEST, "the token names no user of this server; sign in with another one")
         return caller
-
-
-def _is_from_here(request: Request) -> bool:
-    """Whether a program of this machine sends the request. One that a proxy has forwarded may come from anywhere.
-
-    Names in ``Host`` and ``Origin`` are compared by the SDK, so that no web page passes for a program.
-    """
-    if request.client is None or any(name in request.headers for name in _FORWARDED):
-        return False
-    try:
-        address = ip_address(request.client.host)
-    except ValueError:  # a socket without an address
-        return False
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

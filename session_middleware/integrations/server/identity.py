@@ -6,11 +6,8 @@ page that a browser of this machine shows is not such a program, so the names in
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
-from ipaddress import ip_address
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -19,26 +16,9 @@ from fastapi.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
 from session_middleware import Sessions
-from session_middleware.errors import UserRevoked
+from session_middleware.integrations.callers import Caller, awaited, is_from_here, is_loopback
 from session_middleware.integrations.server.limits import RequestRates
 from session_middleware.user_sessions import UserSessions
-
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")  # what a proxy adds
-
-
-@dataclass(frozen=True)
-class Caller:
-    """The user of a request. An operator has access to all sessions."""
-
-    user_id: str
-    group_ids: tuple[str, ...] = ()
-    is_operator: bool = False
-    expires_at: datetime | None = None  # when the token does; open streams end then
-
-    def access(self, sessions: Sessions) -> Sessions | UserSessions:
-        """The sessions that the caller may see and change."""
-        return sessions if self.is_operator else sessions.for_user(self.user_id, self.group_ids)
-
 
 Authenticate = Callable[[HTTPConnection], Caller | Awaitable[Caller | None] | None]
 
@@ -59,8 +39,8 @@ class LoopbackUser:
     is_operator: bool = False
 
     def __call__(self, connection: HTTPConnection) -> Caller:
-        headers, client = connection.headers, connection.client
-        if client is None or not is_loopback(client.host) or any(name in headers for name in _FORWARDED):
+        headers = connection.headers
+        if not is_from_here(connection):
             raise HTTPException(403, "only programs of this machine are served; give authenticate=… to serve others")
         if not is_loopback(_host_name(f"//{headers.get('host', '')}")):
             raise HTTPException(403, "the host has another name; use http://localhost or http://127.0.0.1")
@@ -83,18 +63,6 @@ def _host_name(url: str) -> str:
         return urlsplit(url).hostname or ""
     except ValueError:  # such as brackets around something else than an address
         return ""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether this address, or this name, can only be of this machine."""
-    if host == "localhost" or host.endswith(".localhost"):  # reserved: no name server may answer for it
-        return True
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
 
 
 _CALLER = "session_middleware.caller"  # in the scope of a connection
@@ -121,12 +89,10 @@ class Authentication:
         return known
 
     async def _find_caller(self, connection: HTTPConnection) -> Caller:
-        found = self.authenticate(connection)
-        caller = await found if inspect.isawaitable(found) else found
+        caller = await awaited(self.authenticate(connection))
         if caller is None:
             raise HTTPException(401, "not authenticated", headers={"WWW-Authenticate": "Bearer"})
-        if await self.sessions.alist_revoked([caller.user_id]):
-            raise UserRevoked("", user_id=caller.user_id)
+        await caller.check_not_revoked(self.sessions)
         self.rates.take(caller.user_id)
         return caller
 

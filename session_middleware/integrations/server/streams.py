@@ -22,7 +22,8 @@ from starlette.requests import HTTPConnection
 
 from session_middleware import Sessions
 from session_middleware.errors import StorageError
-from session_middleware.integrations.server.identity import Caller, CurrentCaller
+from session_middleware.integrations.callers import Caller
+from session_middleware.integrations.server.identity import CurrentCaller
 
 logger = logging.getLogger("session_middleware")
 

@@ -15,7 +15,7 @@ from fastapi import HTTPException
 from starlette.requests import HTTPConnection
 
 from session_middleware.errors import InvalidArgument
-from session_middleware.integrations.server.identity import Caller
+from session_middleware.integrations.callers import Caller
 
 logger = logging.getLogger("session_middleware")
 

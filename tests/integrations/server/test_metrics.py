@@ -79,7 +79,7 @@ async def test_runs_tools_tokens_and_durations_are_counted(sessions: Sessions) -
 
 
 def is_empty(metrics: Metrics) -> bool:
-    return not (metrics._begun or metrics._root_of or metrics._inside or metrics._waiting)
+    return metrics._open.values() == []
 
 
 async def test_a_cancelled_run_and_one_that_is_left_are_counted_and_leave_nothing(sessions: Sessions) -> None:

@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from session_middleware.errors import ResourceHeld, ToolServerFailed
-from session_middleware.integrations.server.identity import is_loopback
+from session_middleware.integrations.callers import is_loopback
 from session_middleware.storage.processes import is_near
 
 _UNLIMITED = httpx.Limits(max_connections=None, keepalive_expiry=2.0)  # less than that of the other side

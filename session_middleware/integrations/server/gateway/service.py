@@ -21,11 +21,12 @@ from pydantic_core import to_json
 from starlette.responses import JSONResponse, Response
 
 from session_middleware import Sessions, errors
+from session_middleware.integrations.callers import Caller
 from session_middleware.integrations.fastapi_errors import body_of, status_of
 from session_middleware.integrations.server.gateway.mcp_processes import McpProcess, McpProcesses
 from session_middleware.integrations.server.gateway.peers import Peers
 from session_middleware.integrations.server.gateway.settings import Gateway
-from session_middleware.integrations.server.identity import Access, Caller, CurrentCaller
+from session_middleware.integrations.server.identity import Access, CurrentCaller
 from session_middleware.integrations.server.request_types import Document
 from session_middleware.lifecycle import OPEN
 from session_middleware.session import Session

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from fastapi import Request
 from starlette.responses import HTMLResponse
 
-from session_middleware.integrations.server.identity import Caller
+from session_middleware.integrations.callers import Caller
 from session_middleware.models import utc_now
 
 

@@ -19,8 +19,8 @@ from fastapi.exceptions import HTTPException
 
 from session_middleware import Session, Sessions
 from session_middleware.errors import SessionBusy, SessionNotFound
+from session_middleware.integrations.callers import Caller
 from session_middleware.integrations.server.assistants import Assistant, assistants_of, get_assistant
-from session_middleware.integrations.server.identity import Caller
 from session_middleware.integrations.server.runs.job import Job
 from session_middleware.integrations.server.runs.log import PAUSE_SECONDS, Event, position_of
 from session_middleware.integrations.server.runs.notes import DIED, Order, RunNote, RunNotes

@@ -10,8 +10,9 @@ from starlette.responses import Response
 
 from session_middleware import Session, SessionNotFound, Sessions
 from session_middleware.errors import SessionAccessDenied, SessionExists
+from session_middleware.integrations.callers import Caller
 from session_middleware.integrations.server.assistants import page_headers
-from session_middleware.integrations.server.identity import Access, Caller, CurrentCaller
+from session_middleware.integrations.server.identity import Access, CurrentCaller
 from session_middleware.integrations.server.problems import problems
 from session_middleware.integrations.server.request_types import Id
 from session_middleware.integrations.server.serialization import StateResponse
