@@ -23,6 +23,7 @@ from session_middleware import (
 from session_middleware.models import Event
 from tests.conftest import Clock
 from tests.support.agents import approval, chat, tool_graph
+from tests.support.pairwise import engines_in_turns
 from tests.support.processes import run
 
 
@@ -38,10 +39,8 @@ def say(sessions: Sessions, clock: Clock, *turns: tuple[str, str], graph: Any = 
         clock.advance(minutes=1)
 
 
-@pytest.mark.parametrize("is_async", [False, True])
-def test_records_are_interleaved_by_time_and_counted_once(
-    each_engine: str, sessions: Sessions, clock: Clock, *, is_async: bool
-) -> None:
+@engines_in_turns(is_async=[False, True])
+def test_records_are_interleaved_by_time_and_counted_once(sessions: Sessions, clock: Clock, *, is_async: bool) -> None:
     say(sessions, clock, ("a", "look up tea"), ("b", "look up milk"), ("a", "one"), ("b", "fail it"), user_id="ann")
     before = [sessions.get(each).stats() for each in "ab"]
     primary = sessions.for_user("ann").get("a")

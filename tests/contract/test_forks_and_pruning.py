@@ -306,24 +306,19 @@ def test_a_session_that_was_only_opened_may_be_filled(storage: Storage) -> None:
     assert keys(storage, "u") == ["c0", "c1"]
 
 
-@pytest.mark.parametrize("taken", ["checkpoint", "write", "message", "owner", "fork", "itself"])
-def test_a_target_that_is_taken_is_refused(taken: str, storage: Storage) -> None:
+def test_a_target_that_is_taken_is_refused(storage: Storage) -> None:
     grow(storage, "t", "ab")
-    target = "t" if taken == "itself" else "u"
-    if taken == "checkpoint":
-        put(storage, "u", "c0")
-    elif taken == "message":
-        storage.append(RunContext("u", Identity()), [MessageEntry("m", "user", "mine")])
-    elif taken == "write":
-        write(storage, "u", "c0", Write(0, "x", blob("w")))
-    else:
-        storage.open_session(RunContext("u", Identity(user_id="bob" if taken == "owner" else None)), SessionDetails())
-    if taken == "fork":
-        storage.fork_session("u", "v")
-    before = everything(storage)
-    with pytest.raises(SessionExists):
-        storage.fork_session("t", target)
-    assert everything(storage) == before
+    put(storage, "checkpoint", "c0")
+    storage.append(RunContext("message", Identity()), [MessageEntry("m", "user", "mine")])
+    write(storage, "write", "c0", Write(0, "x", blob("w")))
+    storage.open_session(RunContext("owner", Identity(user_id="bob")), SessionDetails())
+    storage.open_session(RunContext("fork", Identity()), SessionDetails())
+    storage.fork_session("fork", "v")
+    for target in ("t", "checkpoint", "message", "write", "owner", "fork"):
+        before = [*everything(storage), storage.find_session(target)]
+        with pytest.raises(SessionExists):
+            storage.fork_session("t", target)
+        assert [*everything(storage), storage.find_session(target)] == before
 
 
 def test_an_unknown_source_is_named_and_nothing_is_opened(storage: Storage) -> None:

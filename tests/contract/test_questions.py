@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-import pytest
-
 from session_middleware.models import Identity, Question
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import AnswerEntry, QuestionEntry, RunEnd
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.types import SessionFilter
-from tests.support.pairwise import KINDS
-
-pytestmark = pytest.mark.parametrize("storage_url", KINDS, indirect=True)
 
 LEFT, RIGHT = "0" * 32, "f" * 32
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

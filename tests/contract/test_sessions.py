@@ -14,9 +14,6 @@ from session_middleware.storage.run import Lease, RunContext
 from session_middleware.storage.types import SessionDetails, SessionFilter
 from tests.conftest import Clock
 from tests.support.memories import put_of
-from tests.support.pairwise import KINDS
-
-pytestmark = pytest.mark.parametrize("storage_url", KINDS, indirect=True)
 
 NOTHING = SessionDetails()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import get_args
@@ -198,42 +199,41 @@ def report_everything(storage: Storage) -> None:
     storage.list_checkpoint_namespaces("t")
 
 
-@pytest.mark.parametrize("reason", expiry._DUE)
-def test_what_is_due_is_read_in_its_order_by_an_index_of_the_moment(reason: str, tmp_path: Path) -> None:
-    storage = SqliteStorage(str(tmp_path / "sessions.db"), load_settings(), clock=utc_now)
+@pytest.fixture
+def plan() -> Iterator[Callable[[str], list[str]]]:
+    """The steps of a statement's plan."""
+    storage = SqliteStorage(":memory:", load_settings(), clock=utc_now)
     values = {"now": "9", "since": "9", "seconds": 5.0, "limit": 9}
-    by_settings, durations, of_own = (
-        storage._database.read(lambda connection, sql=sql: plan(connection, sql, values)) for sql in expiry._DUE[reason]
-    )
+
+    def explain(sql: str) -> list[str]:
+        rows = storage._database.read(lambda connection: connection.execute(f"EXPLAIN QUERY PLAN {sql}", values))
+        return [row[3] for row in rows]
+
+    yield explain
     storage.close()
+
+
+def test_what_is_due_is_read_in_its_order_by_an_index_of_the_moment(plan: Callable[[str], list[str]]) -> None:
     index = {"idle_timeout": "COVERING INDEX sessions_by_status (status=? AND last_active_at<?)"}
     index |= {"max_age": "INDEX sessions_by_age (active_since<?)", "retention": "INDEX sessions_by_end (ended_at>?"}
-    assert by_settings[0].startswith(f"SEARCH sessions USING {index[reason]}")
-    assert durations == [f"SEARCH sessions USING COVERING INDEX sessions_by_own_{reason} ({reason}_seconds>?)"]
-    assert of_own[0].startswith(f"SEARCH sessions USING INDEX sessions_by_own_{reason} ({reason}_seconds=? AND ")
-    assert not any("TEMP B-TREE" in step for step in by_settings + of_own)
+    for reason, statements in expiry._DUE.items():
+        by_settings, durations, of_own = map(plan, statements)
+        assert by_settings[0].startswith(f"SEARCH sessions USING {index[reason]}")
+        assert durations == [f"SEARCH sessions USING COVERING INDEX sessions_by_own_{reason} ({reason}_seconds>?)"]
+        assert of_own[0].startswith(f"SEARCH sessions USING INDEX sessions_by_own_{reason} ({reason}_seconds=? AND ")
+        assert not any("TEMP B-TREE" in step for step in by_settings + of_own)
 
 
-def plan(connection: sqlite3.Connection, sql: str, values: dict[str, object]) -> list[str]:
-    return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
-
-
-@pytest.mark.parametrize("by", get_args(UsageBy))
-def test_usage_reads_calls_by_an_index_and_sessions_that_it_is_about(by: UsageBy, tmp_path: Path) -> None:
-    storage = SqliteStorage(str(tmp_path / "sessions.db"), load_settings(), clock=utc_now)
-    found = storage._database.read(lambda connection: explain(connection, by))
-    storage.close()
-    if by == "tool":
-        assert found[0] == "SCAN c USING INDEX tool_calls_by_name"
-    else:
-        assert found[0].startswith("SCAN s") or "USING INDEX sessions" in found[0]
-        assert "SEARCH c USING PRIMARY KEY (session_id=?)" in found
-    grouped = [step for step in found if "TEMP B-TREE" in step]
-    assert bool(grouped) == (by in ("model", "day"))  # all others come in the order they are summed in
-
-
-def explain(connection: sqlite3.Connection, by: UsageBy) -> list[str]:
-    return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {usage._statement(by, 'TRUE')}")]
+def test_usage_reads_calls_by_an_index_and_sessions_that_it_is_about(plan: Callable[[str], list[str]]) -> None:
+    for by in get_args(UsageBy):
+        found = plan(usage._statement(by, "TRUE"))
+        if by == "tool":
+            assert found[0] == "SCAN c USING INDEX tool_calls_by_name"
+        else:
+            assert found[0].startswith("SCAN s") or "USING INDEX sessions" in found[0]
+            assert "SEARCH c USING PRIMARY KEY (session_id=?)" in found
+        grouped = [step for step in found if "TEMP B-TREE" in step]
+        assert bool(grouped) == (by in ("model", "day"))  # all others come in the order they are summed in
 
 
 def use_all_of_upkeep(storage: Storage) -> None:
@@ -262,7 +262,6 @@ def use_all_of_upkeep(storage: Storage) -> None:
     storage.open_session(RunContext("x", Identity(user_id="v")), SessionDetails())
     (
         storage.revoke_user("v", reason=None),
-        storage.list_revoked(["v"]),
         storage.list_revoked(["v"]),
         storage.revoke_user("v", lift=True),
     )

@@ -38,13 +38,7 @@ _REASONS: dict[type[errors.SessionError], str] = {  # of the event; the first th
     errors.LeaseLost: "lease",
     errors.SessionBusy: "busy",
 }
-REFUSALS = (
-    errors.SessionAccessDenied,
-    errors.SessionBusy,
-    errors.SessionClosed,
-    errors.SessionExpired,
-    errors.SessionLimitReached,
-)
+REFUSALS = tuple(_REASONS)
 
 
 def reason_of(error: errors.SessionError) -> str:
