@@ -21,8 +21,8 @@
     ├── InvalidIdentity       (ValueError)       an invalid user or group id
     ├── InvalidSettings       (ValueError)       a setting with an invalid value
     │   └── InvalidArgument                      an argument of a call with an invalid value
+    │       └── InvalidMemoryArgument (TypeError)  an argument of a memory operation with an invalid value
     ├── EmbeddingFailed       (RuntimeError)     the embedding model raised, or returned no vectors
-    ├── InvalidMemoryArgument (TypeError, ValueError)  an invalid argument of a memory operation
     ├── MemoryNotFound        (KeyError)         promote() names an unknown memory
     ├── MemoryScopeUnavailable (ValueError)      a scope for which the session has no id
     ├── MissingExtra          (ImportError)      a method needs a package that is not installed
@@ -300,6 +300,10 @@ class InvalidArgument(InvalidSettings):
         SessionError.__init__(self, f"{self.problems[0]}; give {wanted}")
 
 
+class InvalidMemoryArgument(InvalidArgument, TypeError):
+    """As `InvalidArgument`."""
+
+
 class MissingExtra(SessionError, ImportError):
     def __init__(self, what: str, extra: str) -> None:
         self.extra = extra
@@ -410,11 +414,6 @@ class MemoryScopeUnavailable(SessionError, ValueError):
             f"{whose} no {scope}_id for memories of scope {scope!r}; pass one with "
             f"sessions.config(…, {scope}_id=…) or sessions.open(…, {scope}_id=…), or use another scope"
         )
-
-
-class InvalidMemoryArgument(SessionError, TypeError, ValueError):
-    def __init__(self, problem: str, advice: str) -> None:
-        super().__init__(f"{problem}; {advice}")
 
 
 class MemoryNotFound(SessionError, KeyError):

@@ -529,7 +529,7 @@ class Sessions(SessionAccess):
             SessionAccessDenied: the session is another user's.
             UserRevoked: `Sessions.revoke` has revoked the caller.
         """
-        validation.check_type("config", config, Mapping, "the config of a run, such as sessions.config('thread-42')")
+        validation.check_given("config", config, Mapping, "the config of a run, such as sessions.config('thread-42')")
         configurable = config.get("configurable") or {}
         session_id = lifecycle.session_id_of(configurable.get("thread_id"))
         identity = identity_of(configurable)

@@ -354,7 +354,7 @@ class SessionAccess:
         With both ids, the session must be that user's. For `for_user`, a session that a group shares is searched when
         it is named. Each result has a snippet with `marks` around the words.
         """
-        validation.check_string("query", query)
+        validation.check_given("query", query, str, "text")
         validation.check_moment("since", since)
         validation.check_count("limit", limit)
         validation.check_count("offset", offset)

@@ -32,7 +32,6 @@ STATUSES: Mapping[type[Exception], int] = {  # a subclass has the status of the 
     errors.InvalidSessionId: 422,
     errors.InvalidIdentity: 422,
     errors.InvalidArgument: 422,
-    errors.InvalidMemoryArgument: 422,
     errors.UnknownStatus: 422,
     errors.UnknownGrouping: 422,
     errors.SessionLimitReached: 429,

@@ -85,7 +85,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         self, sessions: Sessions, *, context: Context | None = None, recall: Recall | bool | None = None
     ) -> None:
         super().__init__()
-        _check_kinds(sessions, context, recall)
+        _check_givens(sessions, context, recall)
         self._sessions = sessions
         self._hooks = MiddlewareRecorder(sessions.recorder, sessions._runs, is_ours=sessions.checkpointer.serves_with)
         self._off_loop = sessions._offload.run
@@ -242,7 +242,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
             yield self._hooks.track_tool_call(hook, run, request.tool_call, history, exists=request.tool is not None)
 
 
-def _check_kinds(sessions: object, context: object, recall: object) -> None:
+def _check_givens(sessions: object, context: object, recall: object) -> None:
     if not isinstance(sessions, Sessions):
         raise TypeError(f"SessionMiddleware() takes a Sessions and was given {sessions!r}; make one: Sessions('x.db')")
     if context is not None and not callable(context):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from itertools import groupby
@@ -57,11 +56,9 @@ def _check_put(op: PutOp) -> None:
     if not op.namespace:
         raise InvalidNamespaceError("the namespace of an item is empty; give it a label")
     if op.index is not None and op.index is not False:
-        validation.check_strings("index", op.index, "paths, or False")
+        validation.check_texts("index", op.index, "paths, or False")
     if op.ttl is not None and not is_minutes(op.ttl):
-        raise InvalidMemoryArgument(
-            f"ttl={reprlib.repr(op.ttl)} is no duration", "give minutes, more than 0 and at most 100 years"
-        )
+        raise InvalidMemoryArgument("ttl", op.ttl, wanted="minutes, more than 0 and at most 100 years")
 
 
 def _check_read(op: Op) -> None:
@@ -70,17 +67,14 @@ def _check_read(op: Op) -> None:
         validation.check_count("offset", op.offset)
     if isinstance(op, SearchOp):
         check_labels(op.namespace_prefix)
-        validation.check_mapping("filter", op.filter)
-        validation.check_string("query", op.query or "")
+        validation.check_given("filter", op.filter, Mapping | None, "a dict")
+        validation.check_given("query", op.query, str | None, "text")
     elif isinstance(op, ListNamespacesOp):
         validation.check_count("max_depth", op.max_depth or 0)
         for condition in op.match_conditions or ():
             check_labels(condition.path, ids_anywhere=condition.match_type == "suffix")
     else:
-        raise InvalidMemoryArgument(
-            f"{type(op).__name__} is not a store operation",
-            "use LangGraph's GetOp, PutOp, SearchOp or ListNamespacesOp",
-        )
+        raise InvalidMemoryArgument("an operation", op, wanted="LangGraph's GetOp, PutOp, SearchOp or ListNamespacesOp")
 
 
 def check_labels(namespace: Namespace, *, ids_anywhere: bool = False) -> None:
@@ -186,7 +180,7 @@ Index: TypeAlias = Literal[False] | Sequence[str] | None  # LangGraph's: nothing
 
 
 def check_key(key: object) -> None:
-    validation.check_string("key", key)
+    validation.check_given("key", key, str, "text")
     if not is_text(str(key)):
         raise UnserializableValue(
             f"the memory key {key!r} contains half of a surrogate pair", advice="use text that can be written as UTF-8"

@@ -20,7 +20,7 @@ from session_middleware.memory.retriever import SessionRetriever, caller_config
 from session_middleware.memory.scopes import SCOPES, Namespace
 from session_middleware.memory.session_memory import HasMemory, SessionMemory
 from session_middleware.models import Scope
-from session_middleware.storage.validation import check_members, check_type
+from session_middleware.storage.validation import check_given, check_members
 
 FilterFor: TypeAlias = Callable[[str, Sequence[str]], Any]  # a metadata key and its allowed values, as a store's filter
 
@@ -51,7 +51,7 @@ class ScopedVectorStore(VectorStore):
         scopes: Sequence[Scope] = SCOPES,
         filter_for: FilterFor,
     ) -> None:
-        check_type("vectorstore", store, VectorStore, "a vector store of LangChain's")
+        check_given("vectorstore", store, VectorStore, "a vector store of LangChain's")
         check_members("scope", [scope], SCOPES)
         check_members("scopes", scopes, SCOPES)
         self._store, self._sessions, self._memory = store, sessions, memory
@@ -116,7 +116,7 @@ class ScopedVectorStore(VectorStore):
             SessionError: for a document of a deleted session, or of a session that the caller may only read.
         """
         if ids is None:
-            raise InvalidMemoryArgument("delete() was called without ids", "give ids that add_texts returned")
+            raise InvalidMemoryArgument("ids", ids, wanted="ids that add_texts returned")
         found = self.get_by_ids(ids)
         self._session_memory().check_may_change(_namespaces(found))
         mine = {document.id for document in found if document.id is not None}

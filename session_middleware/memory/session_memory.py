@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, Protocol, runtime_checkable
 
 from langchain_core.runnables import RunnableConfig
 
-from session_middleware.errors import InvalidMemoryArgument, MemoryNotFound, StorageError
+from session_middleware.errors import InvalidArgument, InvalidMemoryArgument, MemoryNotFound, StorageError
 from session_middleware.memory.ops import check_key, encoded
 from session_middleware.memory.results import Memory
 from session_middleware.memory.scopes import SCOPES, Namespace, both_of, namespace_of, visible_namespaces
 from session_middleware.memory.session_recall import Duration, Namespaces, SessionRecall, Stored, Texts
 from session_middleware.models import Scope
+from session_middleware.settings import age_of
 from session_middleware.storage import validation
 from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.memory_types import MemoryItemPut, MemoryPut, MemoryQuery, text_of
@@ -52,9 +54,8 @@ class SessionMemory(SessionRecall):
             UnserializableValue: the dict is not JSON.
         """
         _check_content(text_or_dict)
-        validation.check_mapping("metadata", metadata)
-        if message_id is not None:
-            validation.check_string("message_id", message_id)
+        validation.check_given("metadata", metadata, Mapping | None, "a dict")
+        validation.check_given("message_id", message_id, str | None, "the id of a message")
         validation.check_always(always)
         namespace, other = both_of(namespace_of(scope, self._owners), always=always)
         key = self._indexer.new_id() if key is None else key
@@ -68,7 +69,7 @@ class SessionMemory(SessionRecall):
             message_id,
             paths=(),
             embed=self._indexer.embeds and text_of(value) != "",
-            ttl=validation.checked_ttl(ttl),
+            ttl=_checked_ttl(ttl),
         )
         self._storage.put_memories([_deletion(other, key), put], context=self._context)
         self._indexer.embed_items()
@@ -92,11 +93,10 @@ class SessionMemory(SessionRecall):
         """
         if [key is not None, query is not None, all is True].count(True) != 1 or not isinstance(all, bool):
             raise InvalidMemoryArgument(
-                "forget() needs exactly one selection", "give one of: a key, query=…, or all=True"
+                "the selection", (key, query, all), wanted="one of: a key, query=…, or all=True"
             )
         namespace = namespace_of(scope, self._owners)
-        if query is not None:
-            validation.check_string("query", query)
+        validation.check_given("query", query, str | None, "text")
         if key is not None:
             check_key(key)
             items = self._of_key(namespace, key)
@@ -189,10 +189,15 @@ class SessionMemory(SessionRecall):
 
 
 def _check_content(value: object) -> None:
-    if not isinstance(value, (str, Mapping)):
-        raise InvalidMemoryArgument(f"a {type(value).__name__} is not a memory", "give a text or a dict")
-    if not value or (isinstance(value, str) and not value.strip()):
-        raise InvalidMemoryArgument("the memory is empty", "give a text or a dict with content")
+    if not isinstance(value, (str, Mapping)) or not value or (isinstance(value, str) and not value.strip()):
+        raise InvalidMemoryArgument("a memory", value, wanted="a text or a dict with content")
+
+
+def _checked_ttl(ttl: object) -> timedelta | None:
+    try:
+        return age_of("ttl", ttl)
+    except InvalidArgument as error:
+        raise InvalidMemoryArgument("ttl", ttl, wanted="a duration, such as '30m' or '7d'") from error
 
 
 def _stamp(*parts: object) -> str:
@@ -214,7 +219,7 @@ class HasOwnMemory(Protocol):
 def check_own(session: HasOwnMemory | None) -> None:
     """Raises `InvalidMemoryArgument` for anything but a session and ``None``."""
     if session is not None:
-        validation.check_type("session", session, HasOwnMemory, "a Session, such as sessions.get('thread-42')")
+        validation.check_given("session", session, HasOwnMemory, "a Session, such as sessions.get('thread-42')")
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias, TypedDict
 
@@ -111,7 +111,7 @@ class SessionRecall:
         validation.check_count("k", k)
         validation.check_count("window", window)
         validation.check_moment("since", since)
-        validation.check_mapping("filter", filter)
+        validation.check_given("filter", filter, Mapping | None, "a dict")
         validation.check_weight("recency", recency)
         asked = self._query(query, scopes, kinds, roles)._replace(filter=filter, since=since, limit=k)
         if not asked.namespaces and not asked.whose:
@@ -141,7 +141,7 @@ class SessionRecall:
         """
         validation.check_count("k", k)
         validation.check_always(always)
-        validation.check_strings("unless_in", unless_in)
+        validation.check_texts("unless_in", unless_in)
         asked = self._query(query, scopes, kinds, roles)
         first = self._always(scopes) if always else []
         if not k or not (asked.namespaces or asked.whose):
@@ -177,7 +177,7 @@ class SessionRecall:
         It stands between two marks that do not occur in it.
         """
         validation.check_count("budget_tokens", budget_tokens)
-        validation.check_strings("unless_in", unless_in)
+        validation.check_texts("unless_in", unless_in)
         validation.check_callable("count_tokens", count_tokens, "a function from text to a number of tokens")
         memories = self.select(
             query, k, scopes=scopes, kinds=kinds, roles=roles, always=always, unless_in=[query, *unless_in]
@@ -191,7 +191,7 @@ class SessionRecall:
 
     def list(self, scopes: Sequence[Scope] = ("session",), *, filter: dict[str, Any] | None = None) -> Memories:
         """All items of these scopes, the oldest first; scopes that the session has no id for are skipped."""
-        validation.check_mapping("filter", filter)
+        validation.check_given("filter", filter, Mapping | None, "a dict")
         namespaces = visible_namespaces(self._owners, scopes)
         found = self._storage.search_memories(MemoryQuery(namespaces, prefix=True, limit=sys.maxsize, filter=filter))
         return Rows(map(self._memory, found), of=Memory)
@@ -216,7 +216,7 @@ class SessionRecall:
 
     def _query(self, query: str, scopes: Sequence[Scope], kinds: Sequence[Kind], roles: Sequence[Role]) -> MemoryQuery:
         """A query for items in and below the scopes' namespaces, and for messages."""
-        validation.check_string("query", query)
+        validation.check_given("query", query, str, "text")
         validation.check_members("kinds", kinds, KINDS)
         validation.check_members("roles", roles, ROLES)
         namespaces = visible_namespaces(self._owners, scopes)

@@ -15,7 +15,7 @@ from session_middleware.memory.session_memory import HasMemory, HasOwnMemory, Se
 from session_middleware.memory.session_recall import ROLES, SPEAKERS
 from session_middleware.models import Role, Scope
 from session_middleware.storage.record_entries import OF_MEMORY
-from session_middleware.storage.validation import check_always, check_members, check_type
+from session_middleware.storage.validation import check_always, check_given, check_members
 
 Answer: TypeAlias = tuple[str, dict[str, Any]]  # text for the model, and an artifact by which the recorder knows it
 
@@ -44,7 +44,7 @@ def memory_tools(
         always: whether ``recall`` also returns items remembered with ``always=True``. A model cannot store these.
         session: this session's memory, for a loop that passes no config.
     """
-    check_type("sessions", sessions, HasMemory, "a Sessions")
+    check_given("sessions", sessions, HasMemory, "a Sessions")
     check_own(session)
     check_members("scopes", scopes, SCOPES)
     check_members("scope", ["session" if scope is None else scope], SCOPES)

@@ -35,7 +35,7 @@ def _check(wanted: Any) -> None:
     elif not _has_operators(wanted):
         check_filter(wanted)
     elif unknown := next((name for name in wanted if name not in _OPERATORS), None):
-        raise InvalidMemoryArgument(f"{unknown!r} is not a filter operator", f"use one of {', '.join(_OPERATORS)}")
+        raise InvalidMemoryArgument("a filter operator", unknown, wanted=f"one of: {', '.join(_OPERATORS)}")
 
 
 def passes(value: Mapping[str, Any], filter: Mapping[str, Any] | None) -> bool:

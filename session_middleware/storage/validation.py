@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter, iscoroutinefunction, isfunction, signature
 from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast, get_args, get_type_hints
 
@@ -16,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from session_middleware.errors import InvalidArgument, InvalidMemoryArgument, UnknownStatus
 from session_middleware.lifecycle import owner_id_or_none
 from session_middleware.models import Identity, Message, OnExpire, OnResume, Run, Status, Visibility
-from session_middleware.settings import own_seconds, parse_duration
+from session_middleware.settings import own_seconds
 from session_middleware.storage.jsonable import stored_id
 from session_middleware.storage.titles import title_key
 from session_middleware.storage.types import SessionDetails, SessionFilter
@@ -279,9 +278,11 @@ def check_callable(name: str, value: object, wanted: str) -> None:
         raise InvalidArgument(name, value, wanted=wanted)
 
 
-def check_kind(name: str, value: object, kind: Any, wanted: str) -> None:
+def check_kind(
+    name: str, value: object, kind: Any, wanted: str, error: type[InvalidArgument] = InvalidArgument
+) -> None:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise InvalidArgument(name, value, wanted=wanted)
+        raise error(name, value, wanted=wanted)
 
 
 def _is_label(value: object, *, at_least: int) -> bool:
@@ -299,8 +300,12 @@ def check_optional_text(name: str, value: object) -> None:
         check_text(name, value)
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _HIGHEST
+
+
 def checked_limit(limit: int | None, name: str = "limit") -> int | None:
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or not 0 <= limit <= _HIGHEST):
+    if limit is not None and not _is_count(limit):
         raise InvalidArgument(name, limit, wanted="a number, 0 or more, or None for all")
     return limit
 
@@ -331,70 +336,46 @@ def milliseconds_of(name: str, duration: timedelta | None) -> float | None:
     return duration / timedelta(milliseconds=1)
 
 
-# The following functions raise `InvalidMemoryArgument`, which is a `TypeError` too
+# The following functions raise `InvalidMemoryArgument`
 
-
-def _invalid(name: str, value: object, problem: str, advice: str) -> InvalidMemoryArgument:
-    return InvalidMemoryArgument(f"{name}={reprlib.repr(value)} {problem}", f"give {advice}")
-
-
-def check_type(name: str, value: object, kind: type | tuple[type, ...], wanted: str) -> None:
-    if not isinstance(value, kind):
-        raise _invalid(name, value, f"is a {type(value).__name__}", wanted)
-
-
-def check_string(name: str, value: object) -> None:
-    check_type(name, value, str, "text")
-
-
-def check_mapping(name: str, value: object) -> None:
-    check_type(name, value, (Mapping, type(None)), "a dict")
+check_given = partial(check_kind, error=InvalidMemoryArgument)
 
 
 def check_always(value: object) -> None:
-    check_type("always", value, bool, "True or False; remember(…, always=True) selects what belongs to every prompt")
+    check_given("always", value, bool, "True or False; remember(…, always=True) selects what belongs to every prompt")
 
 
 def check_members(name: str, values: Any, known: Sequence[str]) -> None:
     """Validate a collection of some of `known`."""
-    check_strings(name, values, ", ".join(known))
+    check_texts(name, values, ", ".join(known))
     for value in values:
         if value not in known:
-            problem = f"there is no {name.removesuffix('s')} {reprlib.repr(value)}"
-            raise InvalidMemoryArgument(problem, f"use one of {', '.join(known)}")
+            raise InvalidMemoryArgument(name.removesuffix("s"), value, wanted=f"one of: {', '.join(known)}")
 
 
-def check_strings(name: str, values: object, of: str = "texts") -> None:
+def check_texts(name: str, values: object, of: str = "texts") -> None:
     if isinstance(values, (str, bytes)) or not isinstance(values, Collection):
-        raise _invalid(name, values, f"is a {type(values).__name__}", f"a list of {of}")
+        raise InvalidMemoryArgument(name, values, wanted=f"a list of {of}")
     for value in values:
-        check_string(f"an element of {name}", value)
+        check_given(f"an element of {name}", value, str, "text")
 
 
 def check_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _HIGHEST:
-        raise _invalid(name, value, "is no count", "a whole number that is not negative")
+    if not _is_count(value):
+        raise InvalidMemoryArgument(name, value, wanted="a whole number that is not negative")
 
 
 def check_marks(value: object) -> None:
     """Validate the texts before and after each found word."""
     if not isinstance(value, tuple) or len(value) != 2 or not all(isinstance(mark, str) for mark in value):
-        raise _invalid("marks", value, "is no pair", "two texts, such as ('<b>', '</b>')")
+        raise InvalidMemoryArgument("marks", value, wanted="two texts, such as ('<b>', '</b>')")
 
 
 def check_weight(name: str, value: object) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
-        raise _invalid(name, value, "is no weight", f"a number, such as {name}=0.5")
+        raise InvalidMemoryArgument(name, value, wanted=f"a number that is not negative, such as {name}=0.5")
 
 
 def check_moment(name: str, value: object) -> None:
     if value is not None and not (isinstance(value, datetime) and value.tzinfo is not None):
-        raise _invalid(name, value, "is no moment", "a datetime with a time zone")
-
-
-def checked_ttl(value: object) -> timedelta | None:
-    """The time to live of an item that is remembered; ``None``: no limit."""
-    try:
-        return None if value is None else parse_duration(value)
-    except ValueError as error:
-        raise _invalid("ttl", value, "is no duration", "one such as '30m' or '7d'") from error
+        raise InvalidMemoryArgument(name, value, wanted="a datetime with a time zone")

@@ -162,7 +162,7 @@ def test_what_cannot_be_remembered_is_refused(memory_of: Callable[..., SessionMe
     for what, rest in refused:
         with pytest.raises(UnserializableValue):
             memory.remember(what, **rest)
-    with pytest.raises(InvalidMemoryArgument, match="int is not a memory"):
+    with pytest.raises(InvalidMemoryArgument, match="a memory cannot be"):
         memory.remember(7)  # type: ignore[arg-type]
     assert memory.list() == []
 
@@ -391,7 +391,7 @@ def test_context_for_a_prompt_is_items_and_what_users_and_assistants_said(
     assert "IGNORE" in (memory.context_for("peanuts", roles=["tool"]) or "")
     assert {m.key for m in memory.recall("peanuts")} == {"m0", "m2"}
     assert [m.key for m in memory.recall("peanuts", roles=["tool"])] == ["m1"]
-    with pytest.raises(InvalidMemoryArgument, match="there is no role 'system'; use one of user, assistant, tool"):
+    with pytest.raises(InvalidMemoryArgument, match="role cannot be 'system'; give one of: user, assistant, tool"):
         memory.recall("peanuts", roles=["system"])
 
 

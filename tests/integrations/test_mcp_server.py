@@ -501,7 +501,7 @@ async def test_a_list_goes_on_where_it_stopped_when_its_last_session_was_active_
         ("update_session", {"session_id": "s", "tags": [""]}, "tags cannot be ['']; give at most 100 texts"),
         ("merge_sessions", {"session_id": "s", "secondary_id": "s"}, "secondary cannot be 's'; give"),
         ("complete_session", {"session_id": "ended"}, "session 'ended' is completed and cannot become completed; call"),
-        ("remember", {"session_id": "s", "text": " "}, "the memory is empty; give a text"),
+        ("remember", {"session_id": "s", "text": " "}, "a memory cannot be ' '; give a text"),
         ("remember", {"session_id": "s", "text": "x", "scope": "user"}, "the session has no user; use the scope 'sess"),
         ("remember", {"session_id": "s", "text": "x", "ttl": "soon"}, "soon"),
         ("link_invocation", {"session_id": "s", "tool_name": ""}, "name cannot be ''; give a text of 1 to 1,024"),

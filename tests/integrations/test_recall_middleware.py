@@ -163,7 +163,9 @@ def test_a_fact_is_not_told_where_true_or_false_is_asked_for(sessions: Sessions)
         lambda: memory.remember("x", always=fact),  # type: ignore[arg-type]
     ]
     for call in calls:
-        with pytest.raises(InvalidMemoryArgument, match=r"always=\['Alice is vegan'\] .*remember\(…, always=True\)"):
+        with pytest.raises(
+            InvalidMemoryArgument, match=r"always cannot be \['Alice is vegan'\]; .*remember\(…, always=True\)"
+        ):
             call()
 
 

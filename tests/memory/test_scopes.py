@@ -35,7 +35,7 @@ def test_a_scope_without_an_id_says_which_id_is_missing_and_how_to_give_it(nobod
 
 
 def test_an_unknown_scope_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="no scope 'team'; use one of session, user, group, global"):
+    with pytest.raises(ValueError, match="scope cannot be 'team'; give one of: session, user, group, global"):
         namespace_of("team", ALICE)  # type: ignore[arg-type]
 
 

@@ -48,36 +48,39 @@ def test_an_option_there_is_not_is_told_with_those_there_are(
 NO_DURATIONS: list[Any] = ["soon", "-5m", "", 0, -1, nan, inf, True, [], timedelta(0), timedelta(days=99_999)]
 NO_WEIGHTS: list[Any] = [None, "x", -1, nan, inf, True]
 ARGUMENTS: list[tuple[Callable[[Any], Any], str]] = [
-    (lambda m: m.recall("x", scopes=["foo"]), "no scope 'foo'; use one of session, user, group, global"),
-    (lambda m: m.recall("x", scopes="user"), "scopes='user' is a str; give a list"),
-    (lambda m: m.recall("x", kinds=["foo"]), "no kind 'foo'; use one of item, message"),
-    (lambda m: m.recall("x", k="5"), "k='5' is no count; give a whole number"),
-    (lambda m: m.recall("x", k=-1), "k=-1 is no count"),
-    (lambda m: m.recall("x", since="2020"), "since='2020' is no moment; give a datetime"),
+    (
+        lambda m: m.recall("x", scopes=["foo"]),
+        "scope cannot be 'foo'; give one of: session, user, group, global",
+    ),
+    (lambda m: m.recall("x", scopes="user"), "scopes cannot be 'user'; give a list"),
+    (lambda m: m.recall("x", kinds=["foo"]), "kind cannot be 'foo'; give one of: item, message"),
+    (lambda m: m.recall("x", k="5"), "k cannot be '5'; give a whole number"),
+    (lambda m: m.recall("x", k=-1), "k cannot be -1"),
+    (lambda m: m.recall("x", since="2020"), "since cannot be '2020'; give a datetime"),
     (lambda m: m.recall("x", since=datetime(2020, 1, 1)), "with a time zone"),
-    (lambda m: m.recall("x", filter="x"), "filter='x' is a str; give a dict"),
-    (lambda m: m.recall(None), "query=None is a NoneType; give text"),
-    (lambda m: m.list("user"), "scopes='user' is a str"),
-    (lambda m: m.remember("x", scope="everyone"), "no scope 'everyone'"),
-    (lambda m: m.remember("x", metadata="y"), "metadata='y' is a str"),
-    (lambda m: m.remember("x", message_id=5), "message_id=5 is a int"),
-    (lambda m: m.remember(5), "a int is not a memory; give a text or a dict"),
-    (lambda m: m.remember(None), "a NoneType is not a memory"),
-    (lambda m: m.remember(" "), "the memory is empty; give a text"),
-    (lambda m: m.remember({}), "the memory is empty"),
-    (lambda m: m.remember("x", 5), "key=5 is a int; give text"),
-    *((lambda m, ttl=ttl: m.remember("x", ttl=ttl), "is no duration; give one such as") for ttl in NO_DURATIONS),
-    (lambda m: m.recall("x", window=-1), "window=-1 is no count"),
-    *((lambda m, one=one: m.recall("x", recency=one), "is no weight; give a number") for one in NO_WEIGHTS),
-    (lambda m: m.select("x", unless_in="x"), "unless_in='x' is a str; give a list of texts"),
-    (lambda m: m.context_for("x", unless_in=[5]), "an element of unless_in=5 is a int; give text"),
-    (lambda m: m.last_said(-1), "count=-1 is no count"),
-    (lambda m: m.forget(5), "key=5 is a int; give text"),
-    (lambda m: m.forget(query=5), "query=5 is a int"),
-    (lambda m: m.forget(all="yes"), "give one of"),
-    (lambda m: m.promote(5), "key=5 is a int"),
-    (lambda m: Recall(scopes=["foo"]), "no scope 'foo'"),  # type: ignore[list-item]
-    (lambda m: Recall(k="5"), "k='5' is no count"),  # type: ignore[arg-type]
+    (lambda m: m.recall("x", filter="x"), "filter cannot be 'x'; give a dict"),
+    (lambda m: m.recall(None), "query cannot be None; give text"),
+    (lambda m: m.list("user"), "scopes cannot be 'user'"),
+    (lambda m: m.remember("x", scope="everyone"), "scope cannot be 'everyone'"),
+    (lambda m: m.remember("x", metadata="y"), "metadata cannot be 'y'"),
+    (lambda m: m.remember("x", message_id=5), "message_id cannot be 5"),
+    (lambda m: m.remember(5), "a memory cannot be 5; give a text or a dict"),
+    (lambda m: m.remember(None), "a memory cannot be None"),
+    (lambda m: m.remember(" "), "a memory cannot be ' '; give a text"),
+    (lambda m: m.remember({}), "a memory cannot be {}"),
+    (lambda m: m.remember("x", 5), "key cannot be 5; give text"),
+    *((lambda m, ttl=ttl: m.remember("x", ttl=ttl), "ttl cannot be .*; give a duration") for ttl in NO_DURATIONS),
+    (lambda m: m.recall("x", window=-1), "window cannot be -1"),
+    *((lambda m, one=one: m.recall("x", recency=one), "recency cannot be .*; give a number") for one in NO_WEIGHTS),
+    (lambda m: m.select("x", unless_in="x"), "unless_in cannot be 'x'; give a list of texts"),
+    (lambda m: m.context_for("x", unless_in=[5]), "an element of unless_in cannot be 5; give text"),
+    (lambda m: m.last_said(-1), "count cannot be -1"),
+    (lambda m: m.forget(5), "key cannot be 5; give text"),
+    (lambda m: m.forget(query=5), "query cannot be 5"),
+    (lambda m: m.forget(all="yes"), "give one of: a key"),
+    (lambda m: m.promote(5), "key cannot be 5"),
+    (lambda m: Recall(scopes=["foo"]), "scope cannot be 'foo'"),  # type: ignore[list-item]
+    (lambda m: Recall(k="5"), "k cannot be '5'"),  # type: ignore[arg-type]
 ]
 
 
@@ -154,7 +157,7 @@ def test_the_store_takes_a_number_for_its_text_as_langgraph_does_and_nothing_for
         lambda: store.delete(("a",), key),
         lambda: store.batch([PutOp(("a",), key, {"text": "x"})]),
     ):
-        with pytest.raises(InvalidMemoryArgument, match="key=None is a NoneType; give text"):
+        with pytest.raises(InvalidMemoryArgument, match="key cannot be None; give text"):
             call()
     assert store.search(("a",)) == []
 

@@ -101,7 +101,7 @@ def test_what_has_no_order_holds_for_no_comparison(filter: dict[str, Any]) -> No
     "filter", [{"n": {"$in": [5]}}, {"n": {"$gt": 1, "x": 2}}, {"a": {"b": {"$regex": "a"}}}, {"n": [1, {"$not": 2}]}]
 )
 def test_an_unknown_operator_is_an_error_that_lists_the_known_ones(filter: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"is not a filter operator; use one of \$eq, \$ne"):
+    with pytest.raises(ValueError, match=r"a filter operator cannot be .*; give one of: \$eq, \$ne"):
         check_filter(filter)
 
 

@@ -36,7 +36,7 @@ _SENTENCES: dict[type[SessionError], str] = {  # a subclass has the sentence of 
     errors.StorageError: "the database cannot be used at the moment; try again, or ask the operator to look at it",
 }
 _MOST, _LONGEST = 5, 100  # of the problems of a call, and characters of their places
-_LITERAL = (errors.InvalidArgument, errors.InvalidMemoryArgument, errors.UnserializableValue)
+_LITERAL = (errors.InvalidArgument, errors.UnserializableValue)
 
 
 def error_text(error: SessionError) -> str:
