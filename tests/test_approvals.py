@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from langgraph.types import Command, interrupt
 
 from session_middleware import SessionAccessDenied, SessionNotFound, Sessions
 from tests.conftest import OpenSessions
+from tests.support import processes
 
 pytestmark = pytest.mark.sessions(sweep_interval=None)
 
@@ -163,10 +162,6 @@ sessions.attach(builder.compile()).invoke({"messages": "hi"}, sessions.config(th
 """
 
 
-def in_another_process(*arguments: str) -> int:
-    return subprocess.run([sys.executable, "-c", CRASH, *arguments], check=False).returncode
-
-
 def going_on() -> Any:
     builder = StateGraph(MessagesState).add_node("done", lambda state: {"messages": [AIMessage("one")]})
     builder.add_node("next", lambda state: {"messages": [AIMessage("two")]})
@@ -174,8 +169,8 @@ def going_on() -> Any:
 
 
 def test_an_app_resumes_what_a_dead_process_left_unfinished(each_engine: str, open_sessions: OpenSessions) -> None:
-    assert in_another_process(each_engine, "cut-off", "alice", "crash") == -9
-    assert in_another_process(each_engine, "asking", "alice", "ask") == 0
+    assert processes.run("-c", CRASH, each_engine, "cut-off", "alice", "crash").returncode == -9
+    assert processes.run("-c", CRASH, each_engine, "asking", "alice", "ask").returncode == 0
     sessions = open_sessions()
     sessions.attach(going_on()).invoke({"messages": "hi"}, sessions.config("whole", user_id="alice"))
     assert [one.id for one in sessions.unfinished()] == ["cut-off"]

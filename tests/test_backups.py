@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import subprocess
 import sys
 import threading
 from contextlib import closing
@@ -17,7 +16,7 @@ from session_middleware import Sessions
 from session_middleware.cli.main import cli
 from session_middleware.errors import InvalidArgument, StorageError
 from tests.conftest import Clock, OpenSessions
-from tests.support import agents
+from tests.support import agents, processes
 from tests.support.agents import human, said
 
 
@@ -128,9 +127,7 @@ def test_a_full_disk_leaves_the_older_backups_and_nothing_half(sessions: Session
     sessions.get("t").update(metadata={"long": "x" * 30_000})
     older = sessions.backup(tmp_path / "backups", keep=1)
     sessions.close()
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, str(path), str(older.parent)], capture_output=True, text=True, check=True
-    )
+    done = processes.run("-c", FULL, path, older.parent, check=True)
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["StorageError", "StorageError"], done.stdout
     assert [*older.parent.iterdir()] == [older]
@@ -177,10 +174,7 @@ def test_one_command_restores_a_damaged_file(open_sessions: OpenSessions, path: 
     assert "backed up to" in run("backup", tmp_path / "b", "--keep", 7, "--db", path)
     (backup,) = (tmp_path / "b").iterdir()
     graph.invoke(human("later"), sessions.config("t", user_id="alice"))
-    using = subprocess.Popen(
-        [sys.executable, "-c", USING, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert using.stdout is not None
+    using = processes.Process("-c", USING, path, stdin=True)
     assert using.stdout.readline() == "open\n"
     assert "a process has the database open" in run("restore-backup", backup, "--db", path, "--yes", ok=False)
     using.communicate()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import unicodedata
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -20,6 +17,7 @@ from session_middleware.storage.search.tokenizer import (
     version,
     words_in,
 )
+from tests.support import processes
 
 
 @pytest.mark.parametrize(
@@ -187,9 +185,7 @@ def test_any_text_has_words(text: str) -> None:
 
 def test_words_that_are_the_same_have_the_same_version() -> None:
     code = "from session_middleware.storage.search.tokenizer import version; print(version())"
-    root = str(Path(__file__).parents[2])
-    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=root)
-    assert found.stdout.strip() == version()
+    assert processes.run("-c", code, check=True).stdout.strip() == version()
 
 
 def test_neither_library_is_loaded_before_a_word_is_looked_for() -> None:
@@ -198,6 +194,4 @@ def test_neither_library_is_loaded_before_a_word_is_looked_for() -> None:
         "s.open('t').memory.remember('an apple')\n"
         "print({'regex', 'snowballstemmer'} & set(sys.modules))"
     )
-    root = str(Path(__file__).parents[2])
-    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=root)
-    assert found.stdout.strip() == "set()"
+    assert processes.run("-c", code, check=True).stdout.strip() == "set()"
