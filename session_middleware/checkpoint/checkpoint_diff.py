@@ -204,12 +204,13 @@ def _longest_prefix(found: array[int], lists: Sequence[CachedListRef]) -> tuple[
 def fingerprints(
     elements: Sequence[Any],
     serde: SerializerProtocol,
-    parent: array[int] | None = None,
+    parent: Fingerprints | None = None,
     beginning: bytes | None = None,
 ) -> Fingerprints:
     """The fingerprints of a list, which often begins like the list that `parent` was computed from.
 
     `beginning` is the encoded form of that list, if it is cached. Comparing it takes a tenth of the time of hashing.
+    Elements are encoded as parts of one flat list: a tuple for each would start the garbage collector at each put.
 
     A serializer other than LangGraph's may store more of an element, for example whether a sequence is a
     tuple, so its own bytes are hashed.
@@ -217,45 +218,44 @@ def fingerprints(
     inner = serde.serde if isinstance(serde, EncryptedSerializer) else serde
     if not isinstance(inner, JsonPlusSerializer):
         return Fingerprints("q", [_fingerprint(element, serde) for element in elements])
+    parts = [
+        part
+        for element in elements
+        for part in (
+            (id(type(element)), element.__dict__)
+            if type(element) in MESSAGES and not element.__pydantic_extra__
+            else _parts(element)
+        )
+    ]
     try:
-        encodable = [
-            (id(cls), element.__dict__, element.__pydantic_extra__)
-            if (cls := type(element)) in MESSAGES
-            else _encodable(element)
-            for element in elements
-        ]
-        pack_one: Callable[[Any], bytes] = pack_natively
-        try:
-            packed = pack_natively(encodable)
-        except (TypeError, ValueError):
-            pack_one, packed = pack, pack(encodable)
-    except Exception:  # noqa: BLE001  # one element cannot be encoded, but the others can
-        return Fingerprints("q", [_fingerprint(element) for element in elements])
-    encoded = packed[len(array_header(len(encodable))) :]
-    known = parent if isinstance(parent, Fingerprints) and parent.is_beginning_of(encoded, beginning) else _NONE
-    found = Fingerprints("q", known)
-    found.extend(map(hash, map(pack_one, encodable[len(known) :])))
-    found.size = len(encoded)
-    if isinstance(inner, StrictSerializer) and pack_one is pack_natively and (known.is_plain or not known):
-        found.is_plain = all(map(is_plain, elements[len(known) :]))
-    if found.is_plain:
-        found.encoded = encoded
-    else:
-        found.digest = hash(encoded)
+        packed = pack_natively(parts)
+    except (TypeError, ValueError):
+        return Fingerprints("q", list(map(_fingerprint, elements)))
+    start = len(array_header(len(parts)))
+    is_known = parent is not None and beginning is not None and packed.startswith(beginning, start)
+    known = parent if parent is not None and is_known else _NONE
+    found, new = Fingerprints("q", known), elements[len(known) :]
+    found.extend([hash(pack_natively(_parts(element))) for element in new])
+    found.is_plain = known.is_plain and isinstance(inner, StrictSerializer) and all(map(is_plain, new))
+    found.encoded = packed[start:]
+    found.size = len(found.encoded)
     return found
 
 
 _NONE = Fingerprints("q")
+_NONE.is_plain = True
 
 
-def _encodable(element: Any) -> Any:
-    """A message as an equivalent that is faster to encode than its stored form, any other value as it is."""
+def _parts(element: Any) -> tuple[Any, ...]:
+    """What is encoded of an element: of a message an equivalent that is faster to encode than its stored form."""
     kind = type(element)
     if is_a(element, BaseMessage):
-        return id(kind), element.__dict__, element.__pydantic_extra__
+        if kind in MESSAGES and not element.__pydantic_extra__:
+            return id(kind), element.__dict__
+        return -id(kind), element.__dict__, element.__pydantic_extra__
     if kind is bytearray or kind is bytes:  # stored with different type tags, but packed alike
         return kind.__name__, element
-    return element
+    return (element,)
 
 
 def _fingerprint(element: Any, serde: SerializerProtocol | None = None) -> int:
@@ -265,7 +265,7 @@ def _fingerprint(element: Any, serde: SerializerProtocol | None = None) -> int:
             kind, data = serde.dumps_typed(element)
             return hash(kind.encode() + b"\0" + data)
         with suppress(TypeError, ValueError):
-            return hash(pack(_encodable(element)))
+            return hash(pack(_parts(element)))
         return hash(pack(element))  # a message with a field that only ``model_dump()`` can encode
     except Exception:  # noqa: BLE001  # storing the element raises the error; here it counts as new
         return random.getrandbits(63)

@@ -1,8 +1,8 @@
 """A cache of the checkpoints that this process has read or written.
 
 The next put builds on one of them; it compares the cached parent with the stored one in its transaction. The next run
-of a thread reads the lists that the last run has put: lists of plain messages are cached as the packed bytes of their
-fields, and storage leaves them out of a reading if they are unchanged. Each reading builds new messages.
+of a thread reads the lists that the last run has put: lists are cached as their encoded elements, and storage leaves
+those of plain messages out of a reading if they are unchanged. Each reading builds new messages.
 """
 
 from __future__ import annotations
@@ -30,25 +30,19 @@ class Fingerprints(array):  # type: ignore[type-arg]  # of int; `array` takes no
     """The 64-bit hash of each element's stored form, valid in this process only."""
 
     size: int = 0  # the bytes of all elements, encoded one after the other; 0: not known
-    digest: int | None = None  # the hash of these bytes, unless the elements are plain
     is_plain: bool = False  # all elements are messages of plain fields
-    encoded: bytes | None = None  # the encoded elements, if they are plain and the cache has not taken them
-
-    def is_beginning_of(self, encoded: bytes, own: bytes | None) -> bool:
-        """Whether another list begins with this one. `encoded`, `own`: the encoded elements of both; `own` if known."""
-        if own is not None:
-            return encoded.startswith(own)
-        return self.size > 0 and hash(encoded[: self.size]) == self.digest
+    encoded: bytes | None = None  # the encoded elements, if they are known and the cache has not taken them
 
 
 class PackedList(NamedTuple):
-    """A list of plain messages."""
+    """The encoded elements of a list."""
 
     ref: ListRef
     data: bytes
+    is_plain: bool  # they are messages of plain fields
 
     def build(self, length: int) -> list[BaseMessage]:
-        """The first messages of the list, each a new object."""
+        """The first messages of a plain list, each a new object."""
         return unpack_messages(self.data, self.ref.length, length)
 
 
@@ -102,7 +96,7 @@ class CheckpointCache:
                 if (data := cached.fingerprints.encoded) is not None:
                     cached.fingerprints.encoded = None
                     self._drop(cached.ref.list_id)
-                    self._packed[cached.ref.list_id] = PackedList(cached.ref, data)
+                    self._packed[cached.ref.list_id] = PackedList(cached.ref, data, cached.fingerprints.is_plain)
                     self._size += len(data)
             while self._size > _MAX_BYTES:
                 self._drop(next(iter(self._packed)))
@@ -114,17 +108,16 @@ class CheckpointCache:
         return list({(each.ref.list_id, each.is_input): each for each in cached}.values())
 
     def encoded_of(self, cached: CachedListRef) -> bytes | None:
-        """The encoded elements of a list of plain messages, if this or a longer part of that list is packed."""
-        with self._lock:
-            packed = self._packed.get(cached.ref.list_id)
-        if packed is None or packed.ref.length < cached.ref.length or not cached.fingerprints.is_plain:
+        """The encoded elements of a list, if this or a longer part of that list is packed."""
+        packed = self._packed.get(cached.ref.list_id)
+        if packed is None or packed.ref.length < cached.ref.length or not cached.fingerprints.size:
             return None
         return packed.data[: cached.fingerprints.size]
 
     def packed(self, session_id: str) -> dict[ListRef, PackedList]:
-        """The packed lists of a session."""
+        """The packed lists of plain messages of a session."""
         found = [self._packed.get(each.ref.list_id) for each in self.lists(session_id)]
-        return {packed.ref: packed for packed in found if packed is not None}
+        return {packed.ref: packed for packed in found if packed is not None and packed.is_plain}
 
     def forget(self, session_id: str) -> None:
         lists = self.lists(session_id)

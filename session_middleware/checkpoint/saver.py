@@ -11,6 +11,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias, cast
 
 from langchain_core.messages import BaseMessage
@@ -38,6 +39,7 @@ from session_middleware.runtime.run_queue import RunQueue
 from session_middleware.storage.checkpoint_types import (
     CheckpointFilter,
     CheckpointPut,
+    ListRef,
     StaleParent,
     StoredCheckpoint,
     StoredList,
@@ -142,7 +144,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
             return None
         if not namespace and context.started_from is None:  # the checkpoint that a run starts from
             context.started_from = stored.checkpoint_id
-        found = self._tuple(stored, context.identity, {ref.list_id: each for ref, each in packed.items()})
+        found = self._tuple(stored, context.identity, packed)
         self._cache(stored, found.checkpoint)
         return found
 
@@ -213,8 +215,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
             limit=size,
             matches=partial(codec.matches, filter=rest, serde=self.serde) if rest else None,
         )
-        identity, packed = context.identity if context else Identity(), dict[int, PackedList]()
-        page = [self._tuple(row, identity, packed, is_snapshot=True) for row in rows]
+        identity, listed = context.identity if context else Identity(), dict[int, PackedList]()
+        page = [self._tuple(row, identity, listed=listed) for row in rows]
         return page, rows[-1].key if len(rows) == size else None
 
     def get_delta_channel_history(
@@ -238,15 +240,35 @@ class SessionSaver(BaseCheckpointSaver[int]):
     aget_delta_channel_history = async_twin(get_delta_channel_history)
 
     def _tuple(
-        self, stored: StoredCheckpoint, identity: Identity, packed: dict[int, PackedList], *, is_snapshot: bool = False
+        self,
+        stored: StoredCheckpoint,
+        identity: Identity,
+        packed: Mapping[ListRef, PackedList] = MappingProxyType({}),
+        listed: dict[int, PackedList] | None = None,
     ) -> CheckpointTuple:
+        """A checkpoint that was read.
+
+        Args:
+            packed: The lists that the storage did not read.
+            listed: By list id, the lists of other checkpoints of the same state of the database.
+        """
         key, body = stored.key, codec.load(stored.body, self.serde)
-        values = {
-            name: self._elements(value, packed, is_snapshot=is_snapshot)
-            if isinstance(value, StoredList)
-            else codec.load(value, self.serde)
-            for name, value in stored.values.items()
-        }
+        values: dict[str, Any] = {}
+        for name, value in stored.values.items():
+            if not isinstance(value, StoredList):
+                values[name] = codec.load(value, self.serde)
+            elif value.chunks is None:
+                values[name] = packed[value.ref].build(value.ref.length)
+            elif (
+                listed is not None
+                and (longer := listed.get(value.ref.list_id))
+                and longer.ref.length >= value.ref.length
+            ):
+                values[name] = longer.build(value.ref.length)
+            else:
+                values[name] = elements = codec.load(value.chunks, self.serde)
+                if listed is not None and (found := fingerprints(elements, self.serde)).is_plain:
+                    listed[value.ref.list_id] = PackedList(value.ref, found.encoded or b"", is_plain=True)
         return CheckpointTuple(
             config=config_of(identity, key),
             checkpoint=cast("Checkpoint", {**body["checkpoint"], "channel_values": codec.merge_input_lists(values)}),
@@ -254,23 +276,6 @@ class SessionSaver(BaseCheckpointSaver[int]):
             parent_config=config_of(identity, (*key[:2], stored.parent_id)) if stored.parent_id else None,
             pending_writes=self._load_writes(stored.writes),
         )
-
-    def _elements(self, stored: StoredList, packed: dict[int, PackedList], *, is_snapshot: bool) -> Any:
-        """The elements of a list.
-
-        Args:
-            packed: Lists that are unpacked instead, by id. They include the lists that the storage did not read.
-            is_snapshot: The lists belong to one state of the database. A packed list then also serves for its
-                beginnings, and this list is added to `packed`.
-        """
-        ref = stored.ref
-        known = packed.get(ref.list_id)
-        if known is not None and (stored.chunks is None or (is_snapshot and ref.length <= known.ref.length)):
-            return known.build(ref.length)
-        elements = codec.load(stored.chunks, self.serde)
-        if is_snapshot and (data := fingerprints(elements, self.serde).encoded):
-            packed[ref.list_id] = PackedList(ref, data)
-        return elements
 
     def _load_writes(self, writes: Sequence[StoredWrite]) -> Writes:
         return [(write.task_id, write.channel, codec.load(write.value, self.serde)) for write in writes]
@@ -387,7 +392,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         cached = None if reread else self._checkpoint_cache.find(key)
         if cached is not None or (stored := self._storage.get_checkpoint(*key)) is None:
             return cached
-        return self._cache(stored, self._tuple(stored, Identity(), {}).checkpoint)
+        return self._cache(stored, self._tuple(stored, Identity()).checkpoint)
 
     def _diff(
         self,

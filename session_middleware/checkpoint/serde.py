@@ -22,6 +22,7 @@ from dataclasses import fields
 from datetime import datetime
 from enum import Flag
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import ormsgpack
@@ -122,7 +123,7 @@ class StrictSerializer(JsonPlusSerializer):
         if code == packing.PYDANTIC:
             known = _MESSAGES.get((module, name))
             if known is not None and stored.keys() == known[1]:
-                return build_messages([(known[0], stored, {})])[0]
+                return build_messages([(known[0], stored)])[0]
         elif code == packing.METHOD:
             return self._datetime(module, name, stored, more)
         elif code not in _CODES:
@@ -348,14 +349,14 @@ def _tuple(cls: Any, stored: dict[str, Any]) -> Any:
     return tuple.__new__(cls, [values[name] for name in cls._fields])
 
 
-def build_messages(parts: Iterable[tuple[type[BaseMessage], dict[str, Any], dict[str, Any]]]) -> list[BaseMessage]:
-    """Messages of `packing.MESSAGES`, from their class, fields and extra fields, as after their validation."""
+def build_messages(parts: Iterable[tuple[type[BaseMessage], dict[str, Any]]]) -> list[BaseMessage]:
+    """Messages of `packing.MESSAGES`, from their classes and fields, as after their validation."""
     found = []
-    for cls, values, extra in parts:
+    for cls, values in parts:
         message = cls.__new__(cls)
         _set_fields(message, values)
         _set_names(message, packing.MESSAGES[cls].copy())
-        _set_extra(message, extra)
+        _set_extra(message, {})
         _set_private(message, None)
         found.append(message)
     return found
@@ -369,9 +370,10 @@ _set_fields, _set_names, _set_extra, _set_private = (
 
 
 def unpack_messages(packed: bytes, length: int, upto: int) -> list[BaseMessage]:
-    """The first messages of a packed list of plain messages, each a new object; see `packing.encodable`."""
-    rows = ormsgpack.unpackb(packing.array_header(length) + packed, option=ormsgpack.OPT_NON_STR_KEYS)
-    return build_messages([(_CLASSES[cls], fields, extra or {}) for cls, fields, extra in rows[:upto]])
+    """The first messages of an encoded list of plain ones, each a new object; see `checkpoint_diff.fingerprints`."""
+    parts = ormsgpack.unpackb(packing.array_header(2 * length) + packed, option=ormsgpack.OPT_NON_STR_KEYS)
+    first = islice(parts, 2 * upto)
+    return build_messages(zip(map(_CLASSES.__getitem__, first), first, strict=True))
 
 
 _CLASSES = {id(cls): cls for cls in packing.MESSAGES}
