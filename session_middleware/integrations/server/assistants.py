@@ -46,10 +46,12 @@ class Assistant:
 
 
 def assistants_of(server: Server) -> list[Assistant]:
+    """One assistant for each graph of the server."""
     return [Assistant(assistant_id_of(name), name, graph) for name, graph in server.graphs.items()]
 
 
 def assistant_id_of(graph_id: str) -> str:
+    """The id that LangGraph's own server gives to a graph of this name."""
     return str(uuid5(_GRAPHS, graph_id))
 
 
@@ -76,12 +78,16 @@ AssistantField = Literal[
 
 
 class AssistantFilter(BaseModel):
+    """The assistants to find; `name` is a part of the name, in any case."""
+
     metadata: Document | None = None
     graph_id: str | None = None
     name: str | None = None  # a part of the name, without regard to case
 
 
 class AssistantSearch(AssistantFilter):
+    """The assistants to find, their order and page, and the fields to respond with."""
+
     limit: Limit = 10
     offset: Offset = 0
     sort_by: Literal["assistant_id", "created_at", "updated_at", "name", "graph_id"] | None = None
@@ -90,6 +96,8 @@ class AssistantSearch(AssistantFilter):
 
 
 class AssistantShown(BaseModel):
+    """A graph as an assistant of the API."""
+
     assistant_id: str
     graph_id: str
     name: str

@@ -15,6 +15,8 @@ router = APIRouter(tags=["server"])
 
 
 class Ok(BaseModel):
+    """The server answers."""
+
     ok: bool = True
 
 

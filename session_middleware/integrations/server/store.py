@@ -32,17 +32,23 @@ Namespace = list[Label]
 
 
 class ItemKey(BaseModel):
+    """The place of an item."""
+
     namespace: Annotated[Namespace, Field(min_length=1)]
     key: str
 
 
 class ItemPut(ItemKey):
+    """An item to store; `index` names the paths of its value that searches find, and `ttl` is in minutes."""
+
     value: Document
     index: Annotated[StrictBool, Field(description="false: excluded from searches")] | list[str] | None = None
     ttl: Annotated[float, Field(ge=1 / 60, le=_LONGEST)] | None = None  # minutes
 
 
 class ItemSearch(BaseModel):
+    """The items below a namespace that match a filter, ranked by a query."""
+
     namespace_prefix: Namespace
     filter: Document | None = None
     limit: Limit = 10
@@ -52,6 +58,8 @@ class ItemSearch(BaseModel):
 
 
 class NamespaceSearch(BaseModel):
+    """The namespaces with this beginning and end, cut to a depth."""
+
     prefix: Namespace | None = None
     suffix: Namespace | None = None
     max_depth: Annotated[int | None, Field(ge=1)] = None
@@ -60,6 +68,8 @@ class NamespaceSearch(BaseModel):
 
 
 class ItemShown(BaseModel):
+    """A stored item."""
+
     namespace: Namespace
     key: str
     value: dict[str, Any]
@@ -68,14 +78,20 @@ class ItemShown(BaseModel):
 
 
 class ItemFound(ItemShown):
+    """An item that a search has found; its score, where a query ranked it."""
+
     score: float | None = None
 
 
 class ItemsFound(BaseModel):
+    """A page of items."""
+
     items: list[ItemFound]
 
 
 class NamespacesFound(BaseModel):
+    """A page of namespaces."""
+
     namespaces: list[Namespace]
 
 

@@ -164,6 +164,7 @@ async def usable(access: Access, session_id: str) -> Session:
 
 
 async def listed(process: McpProcess) -> list[dict[str, Any]]:
+    """The tools of the process, as MCP describes them."""
     return [tool.model_dump(mode="json", by_alias=True, exclude_none=True) for tool in await process.list_tools()]
 
 

@@ -37,6 +37,8 @@ class FamilyNode:
 
 
 class Branches(NamedTuple):
+    """A session's branches and forks, each as a tree."""
+
     root: BranchNode
     hidden: int  # branches that are too many
     family: list[FamilyNode]
@@ -44,6 +46,7 @@ class Branches(NamedTuple):
 
 
 async def branches_of(session: Session) -> Branches:
+    """The trees that the view of branches shows."""
     every = await session.abranches()
     shown = every[-_MOST_BRANCHES:]
     root = BranchNode("main", await _first(session), session.created_at, session.branch == "main")

@@ -70,6 +70,8 @@ class Place(NamedTuple):
 
 
 class Conversation(NamedTuple):
+    """What the view of a conversation shows: one branch of it, or a page of it."""
+
     entries: list[Entry]
     first_seq: int  # of its messages; 0: there are none
     has_earlier: bool

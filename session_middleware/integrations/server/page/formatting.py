@@ -26,6 +26,8 @@ _RECENT = timedelta(days=30)
 
 
 class Excerpt(NamedTuple):
+    """The beginning of a long text."""
+
     text: str
     total: int  # characters of the whole
 
@@ -41,6 +43,7 @@ def excerpt(value: Any, limit: int = SHOWN_CHARACTERS) -> Excerpt:
 
 
 def as_text(value: Any) -> str:
+    """A value as text: JSON, unless it is a text."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False, default=str)
@@ -58,6 +61,7 @@ def indented(value: Any) -> str:
 
 
 def one_line(value: Any, limit: int = 120) -> str:
+    """The beginning of a text, without line breaks."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return shortened(text, limit)
 

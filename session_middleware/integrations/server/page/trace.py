@@ -49,6 +49,8 @@ class RunTrace:
 
 
 class Trace(NamedTuple):
+    """What the view of a trace shows: runs with their calls on one axis of time."""
+
     runs: list[RunTrace]  # the latest first
     first_seq: int
     has_earlier: bool

@@ -39,6 +39,8 @@ class Bar(NamedTuple):
 
 
 class UsageReport(NamedTuple):
+    """What the view of usage shows."""
+
     rows: Sequence[Usage]  # the first ones
     hidden: int
     days: list[Bar]
@@ -53,6 +55,8 @@ class UsageReport(NamedTuple):
 
 
 class SessionUsage(NamedTuple):
+    """The same of one session."""
+
     stats: Stats
     models: list[Usage]
     runs: list[Bar]

@@ -37,6 +37,7 @@ class RunResult:
         self._failed = False
 
     def add(self, name: str, payload: Any, data: bytes) -> None:
+        """Take the next event of the run into account."""
         if name == "error":
             self._latest, self._failed = b'{"__error__":' + data + b"}", True
         elif name in ("values", "updates"):

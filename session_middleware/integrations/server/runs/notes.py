@@ -53,6 +53,7 @@ class RunNote:
 
     @property
     def is_active(self) -> bool:
+        """Whether it waits to begin or is in progress."""
         return self.status in ("pending", "running")
 
     def is_abandoned(self, now: datetime) -> bool:
@@ -64,9 +65,11 @@ class RunNote:
         return datetime.fromisoformat(self.updated_at) < now - _SILENT
 
     def ended(self, status: RunStatus, at: datetime, error: dict[str, str] | None = None) -> RunNote:
+        """The note of the same run after its end."""
         return replace(self, status=status, updated_at=at.isoformat(), error=error)
 
     def shown(self) -> dict[str, Any]:
+        """The fields that clients get."""
         return {name: value for name, value in asdict(self).items() if name not in ("error", "owner", "is_hidden")}
 
 
@@ -99,6 +102,7 @@ class RunNotes:
 
     @staticmethod
     def new(run_id: str, thread_id: str, assistant_id: str, at: datetime, **more: Any) -> RunNote:
+        """The note of a run that this process will execute."""
         time = at.isoformat()
         return RunNote(run_id, thread_id, assistant_id, time, time, owner=this_process(), **more)
 
@@ -119,6 +123,7 @@ class RunNotes:
             await self._batch(puts)
 
     async def find(self, thread_id: str, run_id: str) -> RunNote | None:
+        """The note of a run, or `None`."""
         (item,) = await self._batch([GetOp(_runs(thread_id), run_id)])
         return None if item is None else RunNote(**item.value)
 
@@ -139,6 +144,7 @@ class RunNotes:
     # Orders
 
     async def order(self, note: RunNote, order: Order) -> None:
+        """Leave an order for the process that runs the run."""
         name = "cancel" if order.action else "share"
         value = asdict(order)
         await self._store.abatch(

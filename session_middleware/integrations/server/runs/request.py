@@ -53,6 +53,7 @@ class RunCommand(_Body):
     resume: Any = None
 
     def command(self) -> Command[Any]:
+        """It as LangGraph's `Command`."""
         targets = self.goto if isinstance(self.goto, list) else [] if self.goto is None else [self.goto]
         goto = [Send(each.node, each.input) if isinstance(each, SendTo) else each for each in targets]
         return Command(update=self.update, goto=goto, resume=self.resume)
@@ -120,6 +121,7 @@ class RunCreate(_Body):
 
     @property
     def strategy(self) -> Strategy:
+        """What to do if another run of the thread is in progress."""
         return self.multitask_strategy or "enqueue"
 
     @property

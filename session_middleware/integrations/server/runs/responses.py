@@ -84,6 +84,7 @@ def stream_response(
 
 
 def error_frame(error: dict[str, str]) -> bytes:
+    """An event `error`, which ends a stream."""
     return b"event: error\r\ndata: %b\r\n\r\n" % json_bytes(error)
 
 

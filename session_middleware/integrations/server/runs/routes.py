@@ -52,6 +52,7 @@ class _Cancel(BaseModel):
 async def stream_run(
     thread_id: str, asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, streaming: Streaming
 ) -> StreamingResponse:
+    """Begin a run in a thread, and stream its events until its end."""
     job = await runs.start(asked, caller, access, thread_id)
     return stream_response(runs, streaming, job.note, "0-0", cancels=asked.on_disconnect == "cancel")
 
@@ -60,6 +61,7 @@ async def stream_run(
 async def stream_run_alone(
     asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, streaming: Streaming
 ) -> StreamingResponse:
+    """The same without a thread: the run gets one, which `on_completion` deletes or keeps at its end."""
     job = await runs.start(asked, caller, access, None)
     return stream_response(runs, streaming, job.note, "0-0", cancels=asked.on_disconnect == "cancel")
 
@@ -68,6 +70,7 @@ async def stream_run_alone(
 async def wait_for_run(
     thread_id: str, asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, streaming: Streaming
 ) -> StreamingResponse:
+    """Begin a run in a thread, and respond with its result after its end."""
     job = await runs.start(asked, caller, access, thread_id)
     return result_response(runs, streaming, access, job.note, cancels=asked.on_disconnect == "cancel")
 
@@ -76,6 +79,7 @@ async def wait_for_run(
 async def wait_for_run_alone(
     asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, streaming: Streaming
 ) -> StreamingResponse:
+    """The same without a thread."""
     job = await runs.start(asked, caller, access, None)
     return result_response(runs, streaming, access, job.note, cancels=asked.on_disconnect == "cancel")
 
@@ -84,6 +88,7 @@ async def wait_for_run_alone(
 async def create_run(
     thread_id: str, asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, response: Response
 ) -> dict[str, Any]:
+    """Begin a run in the background, and respond at once. `Content-Location` is its path."""
     job = await runs.start(asked, caller, access, thread_id, at_once=True)
     response.headers["Content-Location"] = path_of(job.note)
     return job.note.shown()
@@ -93,6 +98,7 @@ async def create_run(
 async def create_run_alone(
     asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, response: Response
 ) -> dict[str, Any]:
+    """The same without a thread."""
     job = await runs.start(asked, caller, access, None, at_once=True)
     response.headers["Content-Location"] = path_of(job.note)
     return job.note.shown()
@@ -102,6 +108,7 @@ async def create_run_alone(
 async def create_runs_alone(
     asked: list[RunCreate], server: CurrentServer, runs: Runs, caller: CurrentCaller, access: Access
 ) -> list[dict[str, Any]]:
+    """Begin several runs in the background, each without a thread. None begins if a graph is unknown."""
     for each in asked:  # before the first one begins
         get_assistant(server, each.assistant_id)
     jobs = [await runs.start(each, caller, access, None) for each in asked]
@@ -122,6 +129,7 @@ async def list_runs(
     status: RunStatus | Literal["timeout"] | None = None,
     select: Annotated[list[str] | None, Query()] = None,
 ) -> list[dict[str, Any]]:
+    """The runs of a thread, the latest first, also those that Python code has begun."""
     session = await access.aget(thread_id)
     found = await runs.list_runs(session, offset + limit, status)
     shown = [note.shown() for note in found[offset:]]
@@ -130,11 +138,13 @@ async def list_runs(
 
 @router.get("/threads/{thread_id}/runs/{run_id}")
 async def get_run(thread_id: str, run_id: UUID, runs: Runs, access: Access) -> dict[str, Any]:
+    """A run by its id."""
     return (await _found(runs, access, thread_id, run_id)).shown()
 
 
 @router.delete("/threads/{thread_id}/runs/{run_id}", status_code=204)
 async def delete_run(thread_id: str, run_id: UUID, runs: Runs, access: Access) -> None:
+    """Leave a run out of the list. Its record stays in the session."""
     await _check_may_change(access, thread_id)
     await runs.hide(await _found(runs, access, thread_id, run_id))
 
@@ -148,6 +158,7 @@ async def join_run(
     streaming: Streaming,
     cancel_on_disconnect: bool = False,
 ) -> StreamingResponse:
+    """Respond with the result of a run after its end."""
     note = await _found(runs, access, thread_id, run_id)
     return result_response(runs, streaming, access, note, cancels=cancel_on_disconnect)
 
@@ -163,6 +174,7 @@ async def join_stream(
     cancel_on_disconnect: bool = False,
     last_event_id: LastEventId = None,
 ) -> StreamingResponse:
+    """Stream the events of a run: all, or those after `Last-Event-ID`."""
     note = await _found(runs, access, thread_id, run_id)
     return stream_response(
         runs, streaming, note, last_event_id, cancels=cancel_on_disconnect, modes=_modes(stream_mode)
@@ -182,6 +194,7 @@ async def cancel_run(
     wait: bool = False,
     action: Action = "interrupt",
 ) -> Response:
+    """End a run. `interrupt` keeps its finished steps; `rollback` restores the thread as it was before."""
     await _check_may_change(access, thread_id)
     note = await _found(runs, access, thread_id, run_id)
     await runs.cancel(note, action)
@@ -190,6 +203,7 @@ async def cancel_run(
 
 @router.post("/runs/cancel", status_code=204)
 async def cancel_runs(asked: _Cancel, runs: Runs, access: Access, action: Action = "interrupt") -> None:
+    """End several runs: those of a thread by their ids, or all of the caller with a status."""
     if (asked.status is None) == (asked.thread_id is None or asked.run_ids is None):
         raise HTTPException(422, "give either a status, or a thread_id and its run_ids")
     found: list[RunNote] = []

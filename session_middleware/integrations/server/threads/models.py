@@ -26,11 +26,15 @@ ThreadField = Literal[
 
 
 class TimeToLive(BaseModel):
+    """How long a thread lives without activity, and what a sweep then does with it."""
+
     ttl: Minutes  # without activity
     strategy: Literal["delete", "keep_latest"] = "delete"  # what the sweep after that does
 
 
 class HasTimeToLive(BaseModel):
+    """A body with a time to live; a number alone is minutes."""
+
     ttl: TimeToLive | Minutes | None = None
 
     @property
@@ -43,16 +47,22 @@ class HasTimeToLive(BaseModel):
 
 
 class GivenUpdate(BaseModel):
+    """An update of the state in the name of a node."""
+
     values: Values | None = None
     command: Document | None = None  # of LangGraph: update, resume and goto
     as_node: Text
 
 
 class Superstep(BaseModel):
+    """The updates that make one checkpoint."""
+
     updates: list[GivenUpdate]
 
 
 class ThreadCreate(HasTimeToLive):
+    """A new thread; `supersteps` make its first checkpoints."""
+
     thread_id: NewId | None = None
     metadata: Document | None = None
     if_exists: Literal["raise", "do_nothing"] | None = None
@@ -60,6 +70,8 @@ class ThreadCreate(HasTimeToLive):
 
 
 class ThreadPatch(HasTimeToLive):
+    """A change of a thread: each key of `metadata` replaces that key, and null removes it."""
+
     metadata: Document | None = None
 
 
@@ -72,6 +84,8 @@ class ThreadFilter(BaseModel):
 
 
 class ThreadSearch(ThreadFilter):
+    """The threads to find, their order and page, and the fields to respond with."""
+
     ids: Annotated[list[Id], Field(max_length=1000)] | None = None
     limit: Limit = 10
     offset: Offset = 0
@@ -87,6 +101,8 @@ class ThreadSearch(ThreadFilter):
 
 
 class ThreadPrune(BaseModel):
+    """Threads to delete, or to reduce to their latest checkpoints."""
+
     thread_ids: Annotated[list[Id], Field(max_length=1000)]
     strategy: Literal["delete", "keep_latest"] = "delete"
 
@@ -101,12 +117,16 @@ class CheckpointNamed(BaseModel):
 
 
 class StateAtCheckpoint(BaseModel):
+    """The checkpoint whose state is read."""
+
     checkpoint: CheckpointNamed
     subgraphs: StrictBool = False
     select: list[str] | None = None
 
 
 class StateChange(BaseModel):
+    """An update of the state in the name of a node, from a checkpoint or the latest one."""
+
     values: Values | None = None
     as_node: Text | None = None
     checkpoint: CheckpointNamed | None = None
@@ -120,6 +140,8 @@ class ConfigNamed(BaseModel):
 
 
 class HistorySearch(BaseModel):
+    """The checkpoints to find, the latest first."""
+
     limit: Limit = 10
     before: Text | ConfigNamed | CheckpointNamed | None = None
     metadata: Document | None = None
@@ -131,18 +153,24 @@ class HistorySearch(BaseModel):
 
 
 class Interrupt(BaseModel):
+    """A question that the graph asks, and the schema of its answer."""
+
     id: str
     value: Any = None
     response_schema: dict[str, Any] | None = None
 
 
 class ThreadTtl(BaseModel):
+    """When a thread expires, and what a sweep then does with it."""
+
     strategy: Literal["delete", "keep_latest"]
     ttl_minutes: float
     expires_at: datetime | None
 
 
 class Thread(BaseModel):
+    """A session as a thread of the API."""
+
     thread_id: str
     created_at: datetime
     updated_at: datetime
@@ -156,6 +184,8 @@ class Thread(BaseModel):
 
 
 class ThreadWithTtl(Thread):
+    """A thread with its own time to live, if it has one."""
+
     ttl: ThreadTtl | None = None
 
 
@@ -175,6 +205,8 @@ class ThreadPart(BaseModel):
 
 
 class Checkpoint(BaseModel):
+    """A checkpoint by its ids."""
+
     thread_id: str | None = None
     checkpoint_ns: str | None = None
     checkpoint_id: str | None = None
@@ -182,6 +214,8 @@ class Checkpoint(BaseModel):
 
 
 class ThreadTask(BaseModel):
+    """A step that the graph executes next, or has executed, at a checkpoint."""
+
     id: str
     name: str
     path: list[Any]
@@ -208,10 +242,14 @@ class ThreadState(BaseModel):
 
 
 class Pruned(BaseModel):
+    """The number of threads that were pruned."""
+
     pruned_count: int
 
 
 class StateChanged(BaseModel):
+    """The checkpoint that an update has made, in the three forms that clients read."""
+
     checkpoint: Checkpoint
     configurable: Checkpoint
     checkpoint_id: str
