@@ -22,6 +22,7 @@ from session_middleware.settings import load_settings
 from session_middleware.storage.factory import open_storage
 from session_middleware.storage.protocol import Storage
 from tests.support.pairwise import ENGINES
+from tests.support.pgbouncer import pooled
 from tests.support.postgres import Server, start
 from tests.support.queries import counters, rows
 
@@ -77,6 +78,7 @@ def new_id() -> Callable[[], str]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--postgres", action="store_true", help="run tests that name no engine over PostgreSQL")
+    parser.addoption("--pooled", action="store_true", help="reach PostgreSQL through PgBouncer")
 
 
 def _is_of_any_engine(test: pytest.Function) -> bool:
@@ -181,10 +183,27 @@ def postgres_server() -> Iterator[Server]:
         server.stop()
 
 
+@pytest.fixture(scope="session")
+def pooler_port(postgres_server: Server) -> Iterator[int]:
+    """The port of PgBouncer, in transaction mode, before the server."""
+    with tempfile.TemporaryDirectory() as folder, pooled(postgres_server, Path(folder)) as port:
+        yield port
+
+
 @pytest.fixture
-def postgres_url(postgres_server: Server) -> str:
+def postgres_url(request: pytest.FixtureRequest, postgres_server: Server) -> str:
     """An empty database."""
-    return postgres_server.emptied()
+    if not request.config.getoption("pooled"):
+        return postgres_server.emptied()
+    port = request.getfixturevalue("pooler_port")
+    return postgres_server.emptied(close_others=False).replace(str(postgres_server.port), str(port))
+
+
+@pytest.fixture
+def pooled_url(postgres_server: Server, pooler_port: int) -> Iterator[str]:
+    """An empty database behind PgBouncer."""
+    with postgres_server.database() as url:
+        yield url.replace(str(postgres_server.port), str(pooler_port))
 
 
 @pytest.fixture

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from session_middleware import Sessions, StorageError
 from session_middleware.cli.main import cli
 from session_middleware.models import Message
 from session_middleware.settings import load_settings
+from session_middleware.storage.postgres.connection import PostgresConnection
+from session_middleware.storage.postgres.database import PostgresDatabase
 from tests.support import scenarios
 from tests.support.postgres import Server, end_connections, start
 from tests.support.processes import Process
@@ -138,6 +141,41 @@ def test_a_lost_connection_is_replaced(postgres_url: str) -> None:
         assert sessions.get("t").id == "t"
         end_connections(postgres_url)
         assert sessions.open("u").id == "u"
+
+
+def test_a_pooler_changes_nothing(pooled_url: str) -> None:
+    """PgBouncer gives each transaction of a connection another connection to the server."""
+    texts = [f"turn {turn}" for turn in range(3)]
+    with ExitStack() as opened:
+        processes = [opened.enter_context(Sessions(pooled_url, sweep_interval=None)) for _ in range(2)]
+
+        def talk(number: int) -> list[str]:
+            for text, sessions in zip(texts, itertools.cycle(processes), strict=False):
+                agent = sessions.attach(scenarios.chat().compile())
+                agent.invoke({"messages": [("user", text)]}, sessions.config(f"t{number}", user_id="alice"))
+            return [message.text for message in sessions.get(f"t{number}").messages() if message.role == "user"]
+
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(talk, range(8))) == [texts] * 8
+        sessions = processes[0]
+        assert sessions.check() == []
+        assert sessions.forget_user("alice").sessions == 8
+
+
+def test_a_statement_is_not_mistaken_for_one_of_another_process(pooled_url: str) -> None:
+    def select(database: PostgresDatabase, number: int, meanwhile: Callable[[], object] = lambda: None) -> int:
+        def operation(connection: PostgresConnection) -> int:
+            ((found,),) = connection.execute(f"SELECT {number}").fetchall()
+            meanwhile()
+            return int(found)
+
+        return database.read(operation)
+
+    with closing(PostgresDatabase(pooled_url)) as one, closing(PostgresDatabase(pooled_url)) as other:
+        assert select(one, 1, lambda: select(other, 2)) == 1  # each on its own connection to the server
+        with psycopg.connect(pooled_url) as third:
+            third.execute("SELECT")  # on the first of these, so only the second one is free
+            assert select(one, 1) == 1
 
 
 def test_prepared_statements_that_a_pooler_has_lost_are_not_needed(postgres_url: str) -> None:

@@ -20,7 +20,6 @@ from tests.support import agents
 from tests.support.agents import human
 from tests.support.postgres import Server, end_connections
 from tests.support.processes import Process
-from tests.support.proxy import Proxy
 
 
 def is_answer(entry: Record) -> bool:
@@ -214,15 +213,8 @@ def test_a_follower_that_learns_of_changes_reads_only_after_one(postgres_url: st
         watch.close()
 
 
-def test_a_follower_polls_where_notices_do_not_arrive(postgres_server: Server) -> None:
-    """As behind a transaction pooler."""
-    with (
-        postgres_server.database() as url,
-        Proxy(url) as pooler,
-        Sessions(pooler.url, sweep_interval=None) as ours,
-        Sessions(url, sweep_interval=None) as others,
-    ):
-        pooler.hides_notices = True
+def test_a_follower_polls_behind_a_pooler_where_notices_do_not_arrive(pooled_url: str) -> None:
+    with Sessions(pooled_url, sweep_interval=None) as ours, Sessions(pooled_url, sweep_interval=None) as others:
         session = ours.open("t")
         found = session.follow(until=is_answer, timeout="30s")
         assert next(found).kind == "opened"  # type: ignore[union-attr]

@@ -43,9 +43,9 @@ class Server:
         found = binaries()
         assert found is not None
         self._bin, self.folder, self._options = found, folder, options
-        self._user = "postgres" if os.getuid() == 0 else None
-        if self._user:
-            shutil.chown(folder, self._user)
+        self.user = "postgres" if os.getuid() == 0 else None
+        if self.user:
+            shutil.chown(folder, self.user)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -61,8 +61,8 @@ class Server:
         subprocess.run(
             [self._bin / program, *arguments],
             cwd=self.folder,
-            user=self._user,
-            extra_groups=[] if self._user else None,
+            user=self.user,
+            extra_groups=[] if self.user else None,
             check=True,
             stdout=subprocess.DEVNULL,
         )
@@ -83,15 +83,16 @@ class Server:
         with psycopg.connect(self.url(), autocommit=True) as connection:
             connection.execute(sql)  # type: ignore[call-overload]
 
-    def emptied(self) -> str:
+    def emptied(self, *, close_others: bool = True) -> str:
         """The URL of a migrated database without rows: the same one each time, which is faster than a new one."""
         connection, empty = self._reused
+        others = _CLOSE_OTHERS if close_others else ""
         try:
-            connection.execute(_CLOSE_OTHERS)
+            connection.execute(others)
         except psycopg.OperationalError:  # a test has ended this connection too
             connection = self._connect_to_reused()
             self._reused = connection, empty
-            connection.execute(_CLOSE_OTHERS)
+            connection.execute(others)
         connection.execute(empty)
         return self.url("reused")
 

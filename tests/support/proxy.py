@@ -66,7 +66,6 @@ class Proxy:
         self._listening = socket.create_server(("127.0.0.1", 0))
         netloc = parts.netloc.replace(str(self._port), str(self._listening.getsockname()[1]))
         self.url = parts._replace(netloc=netloc, query="sslmode=disable").geturl()
-        self.hides_notices = False  # as a transaction pooler does
         self.cuts_at = 0  # the answer to the next request but so many is lost, and its connection; 0: none is
         self.delay_seconds = 0.0  # of each answer
         self.flows = threading.Event()  # otherwise nothing arrives, and no connection ends
@@ -106,15 +105,12 @@ class Proxy:
         _end(server)
 
     def _answers(self, client: socket.socket, server: socket.socket, lost: threading.Event) -> None:
-        rest = b""
         with suppress(OSError):
             while data := server.recv(2**16):
                 self._pass()
                 if lost.is_set():
                     break
                 threading.Event().wait(self.delay_seconds)
-                if self.hides_notices:
-                    data, rest = _without_notices(rest + data)
                 client.sendall(data)
         _end(client)
 
@@ -128,16 +124,6 @@ def _end(each: socket.socket) -> None:
     with suppress(OSError):
         each.shutdown(socket.SHUT_RDWR)
     each.close()
-
-
-def _without_notices(data: bytes) -> tuple[bytes, bytes]:
-    """The whole messages, except notices, and the rest."""
-    kept, at = [], 0
-    while len(data) >= at + 5 and len(data) >= (end := at + 1 + int.from_bytes(data[at + 1 : at + 5], "big")):
-        if data[at : at + 1] != b"A":
-            kept.append(data[at:end])
-        at = end
-    return b"".join(kept), data[at:]
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ round trip for each statement costs more than the statement does.
 
 from __future__ import annotations
 
-import itertools
 import json
 import struct
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache
+from hashlib import blake2b
 from itertools import zip_longest
 from typing import Any, NoReturn
 
@@ -125,17 +126,10 @@ class PostgresCursor:
         pass
 
 
-class _Preparation:
-    """A statement that the server prepares."""
-
-    def __init__(self, names: dict[bytes, bytes], text: bytes) -> None:
-        self._names, self._text = names, text
-
-    def fill(self, result: pq.abc.PGresult) -> None:
-        pass
-
-    def forget(self) -> None:
-        self._names.pop(self._text, None)
+@lru_cache(maxsize=4096)
+def _name(text: bytes) -> bytes:
+    """The name of a prepared statement. A pooler may bring us to a connection where another process prepared it."""
+    return blake2b(text, digest_size=16).hexdigest().encode()
 
 
 class PostgresConnection:
@@ -166,11 +160,10 @@ class PostgresConnection:
         self.locks: set[Lock] = set()  # of the transaction
         self.has_names = True  # each statement is prepared once, which not every transaction pooler allows
         self._pg = raw.pgconn
-        self._names: dict[bytes, bytes] = {}  # of the prepared statements, by their text
-        self._numbers = itertools.count()
+        self._names: set[bytes] = set()  # of the prepared statements
         self._prefetched: dict[tuple[str, Any], PostgresCursor] = {}
-        self._queued: list[PostgresCursor | _Preparation] = []
-        self._sent: list[PostgresCursor | _Preparation] = []  # whose results are to be received
+        self._queued: list[PostgresCursor | bytes] = []  # of statements, and names of statements to be prepared
+        self._sent: list[PostgresCursor | bytes] = []  # whose results are to be received
         self._syncs = 0  # among them
         self._pg.enter_pipeline_mode()
 
@@ -254,20 +247,17 @@ class PostgresConnection:
             self.receive()
         encoded, formats = _encoded(values)
         if self.has_names:
-            self._pg.send_query_prepared(self._prepared(text), encoded, formats, 1)
+            name = _name(text)
+            if name not in self._names:
+                self._names.add(name)
+                self._pg.send_prepare(name, text)
+                self._queued.append(name)
+            self._pg.send_query_prepared(name, encoded, formats, 1)
         else:
             self._pg.send_query_params(text, encoded, None, formats, 1)
         cursor = PostgresCursor(self.receive)
         self._queued.append(cursor)
         return cursor
-
-    def _prepared(self, text: bytes) -> bytes:
-        name = self._names.get(text)
-        if name is None:
-            name = self._names[text] = b"s%d" % next(self._numbers)
-            self._pg.send_prepare(name, text)
-            self._queued.append(_Preparation(self._names, text))
-        return name
 
     def _sync(self) -> None:
         """Have the server execute what is queued, and recover from an error."""
@@ -289,12 +279,11 @@ class PostgresConnection:
         except psycopg.OperationalError as lost:
             results, error = [], lost
         for each, result in zip_longest(sent, results):
-            if result is not None and result.status in _SUCCEEDED:
+            if result is None or result.status not in _SUCCEEDED:
+                error = error or _error(self._pg, result)
+                self._names.discard(each)  # type: ignore[arg-type]
+            elif isinstance(each, PostgresCursor):
                 each.fill(result)
-                continue
-            error = error or _error(self._pg, result)
-            if isinstance(each, _Preparation):
-                each.forget()
         if error is not None:
             self._raise(error)
 
