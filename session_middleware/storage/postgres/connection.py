@@ -19,11 +19,8 @@ import psycopg
 from psycopg import errors, pq
 from psycopg.waiting import Ready, Wait
 
-from session_middleware.models import Event
 from session_middleware.storage.postgres.translation import translated
-from session_middleware.storage.run import RunContext
-from session_middleware.storage.sql.connection import Lock, Retry, Shared
-from session_middleware.storage.sql.run_write import RunWrite
+from session_middleware.storage.sql.connection import Lock, Retry, Shared, Transaction
 
 _SUCCEEDED = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY)
 _SAVEPOINTS = ("SAVEPOINT", "RELEASE", "ROLLBACK")
@@ -132,7 +129,7 @@ def _name(text: bytes) -> bytes:
     return blake2b(text, digest_size=16).hexdigest().encode()
 
 
-class PostgresConnection:
+class PostgresConnection(Transaction):
     """A connection whose statements are queued, and sent when a result is looked at or the transaction ends.
 
     A transaction takes one round trip for each result that is looked at, and one for its end. The error of a statement
@@ -149,10 +146,7 @@ class PostgresConnection:
 
     def __init__(self, raw: psycopg.Connection[Any]) -> None:
         self.raw = raw
-        self.watched: frozenset[str] = frozenset()
-        self.written: list[Event] = []
-        self.unfinished: list[Any] = []
-        self.decisions: dict[RunContext, RunWrite] = {}
+        self.reset()
         self.changes = 0  # statements that may have changed something
         self.is_writing = False
         self.has_savepoints = False  # a failed statement does not end the transaction
@@ -281,7 +275,7 @@ class PostgresConnection:
         for each, result in zip_longest(sent, results):
             if result is None or result.status not in _SUCCEEDED:
                 error = error or _error(self._pg, result)
-                self._names.discard(each)  # type: ignore[arg-type]
+                self._names.discard(each)
             elif isinstance(each, PostgresCursor):
                 each.fill(result)
         if error is not None:
@@ -314,9 +308,7 @@ class PostgresConnection:
 
     def end(self) -> None:
         """Roll back, unless the transaction was committed. The next transaction receives the result."""
-        self.written.clear()
-        self.unfinished.clear()
-        self.decisions.clear()
+        self.reset()
         self.is_writing = self.has_savepoints = False
         if self._queued or self._pg.transaction_status != pq.TransactionStatus.IDLE:
             with suppress(psycopg.Error, Retry, RetryLocked, RetryStatements):

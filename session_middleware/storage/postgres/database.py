@@ -118,19 +118,13 @@ class PostgresDatabase(Database):
         self._free: LifoQueue[PostgresConnection | None] = LifoQueue()  # ``None``: one that may be opened
         for _ in range(_CONNECTIONS):
             self._free.put(None)
-        self._notices = Notices(self._connect, self._notify)
-        self._writer = PostgresWriter(
-            self._begin_writing,
-            self._give_back,
-            self.mapped_error,
-            self._notices.changed,
-            synchronous=self._synchronous,
-        )
+        self.notices = Notices(self._connect, self._notify)
+        self._writer = PostgresWriter(self)
 
     def close(self) -> None:
         if not self._closed:
             if self._process == os.getpid():
-                self._notices.close()
+                self.notices.close()
             self._closed = True
             if self._process == os.getpid():
                 self._close_free()
@@ -167,10 +161,10 @@ class PostgresDatabase(Database):
             else:
                 return connection
 
-    def _begin_writing(self, *, is_durable: bool) -> PostgresConnection:
-        return self._begin(_BEGIN, _SET if is_durable else _SET_UNDURABLE)
+    def begin_writing(self, *, is_durable: bool) -> PostgresConnection:
+        return self._begin(_BEGIN, _SET if is_durable and self.synchronous == "full" else _SET_UNDURABLE)
 
-    def _give_back(self, connection: PostgresConnection) -> None:
+    def give_back(self, connection: PostgresConnection) -> None:
         """End the transaction, unless it has ended, and let other threads use the connection."""
         try:
             connection.end()
@@ -191,11 +185,11 @@ class PostgresDatabase(Database):
             except RetryStatements:  # now without prepared statements
                 continue
             finally:
-                self._give_back(connection)
+                self.give_back(connection)
 
     def watch_session(self, session_id: str, on_change: Callable[[], object]) -> Watch:
         self._check_open()
-        return self._notices.watch(session_id, on_change)
+        return self.notices.watch(session_id, on_change)
 
     def _notify(self, notice: str) -> None:
         def operation(connection: PostgresConnection) -> None:
@@ -212,15 +206,6 @@ class PostgresDatabase(Database):
                 connection.execute(f"SELECT setval({sequence}, {next_number}, false) FROM {table}")
 
         self.write(operation)
-
-    def erase(self) -> int:
-        return 0  # deleted rows stay on the server's disk until its next vacuum
-
-    def compact(self) -> None:
-        return None
-
-    def is_erased(self) -> bool:
-        return False
 
     def storage_error(self, error: Exception) -> StorageError:
         return storage_error(self.path, error)

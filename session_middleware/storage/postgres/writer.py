@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
@@ -11,31 +11,24 @@ from session_middleware.storage.postgres.connection import PostgresConnection, R
 from session_middleware.storage.sql.connection import Lock, Locks, Shared
 from session_middleware.storage.sql.writer import BatchAborted, Writer, WriteRequest
 
+if TYPE_CHECKING:
+    from session_middleware.storage.postgres.database import PostgresDatabase
+
 _ALL = 7_236_000  # an advisory lock: held alone by a transaction that has all locks, and shared by the others
 _LOCK_ALL = f"SELECT pg_advisory_xact_lock({_ALL})"
 _LOCK_SOME = f"SELECT pg_advisory_xact_lock_shared({_ALL})"
 
 
 class PostgresWriter(Writer):
-    connection: PostgresConnection
     errors = (psycopg.Error,)
     locks_sessions = True
     patience_seconds = 0.01  # longer, because a write that comes too late waits for another commit
 
-    def __init__(
-        self,
-        begin: Callable[..., PostgresConnection],
-        give_back: Callable[[PostgresConnection], None],
-        mapped: Callable[[Exception], Exception],
-        changed: Callable[[Collection[str] | None], object],
-        *,
-        synchronous: str,
-    ) -> None:
-        super().__init__(mapped)
-        self._may_be_durable = synchronous == "full"
-        self._begin_transaction = begin
-        self._give_back = give_back
-        self._changed = changed  # called with the sessions that a commit may have changed
+    connection: PostgresConnection
+    _database: PostgresDatabase
+
+    def __init__(self, database: PostgresDatabase) -> None:
+        super().__init__(database)
         self._has_connection = self._has_savepoints = False
         self._needed: set[Lock] | None = set()  # locks that a repeated operation needs; None: all
 
@@ -53,8 +46,8 @@ class PostgresWriter(Writer):
                     self._needed = None if retry.locks is None else self._needed.union(retry.locks)
 
     def _begin(self, batch: Sequence[WriteRequest[Any]]) -> None:
-        is_durable = self._may_be_durable and any(request.durable for request in batch)
-        self.connection = connection = self._begin_transaction(is_durable=is_durable)
+        is_durable = any(request.durable for request in batch)
+        self.connection = connection = self._database.begin_writing(is_durable=is_durable)
         self._has_connection = True
         connection.is_writing = True
         connection.has_savepoints = self._has_savepoints
@@ -81,7 +74,9 @@ class PostgresWriter(Writer):
         has_all, locks = self.connection.has_all_locks, {*self.connection.locks}
         self._release()
         if has_all or locks:
-            self._changed(None if has_all else [lock for lock in locks if not isinstance(lock, Shared)])
+            self._database.notices.changed(
+                None if has_all else [lock for lock in locks if not isinstance(lock, Shared)]
+            )
 
     def _abort(self) -> None:
         self._release()
@@ -89,7 +84,7 @@ class PostgresWriter(Writer):
     def _release(self) -> None:
         if self._has_connection:
             self._has_connection = False
-            self._give_back(self.connection)
+            self._database.give_back(self.connection)
 
     def _is_open(self) -> bool:
         return self.connection.is_open

@@ -80,15 +80,23 @@ class Cursor(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
 
 
-class Connection(Protocol):
+class Transaction(Protocol):
+    """What the operations of a connection's transaction have done besides executing statements."""
+
+    watched: frozenset[str] = frozenset()  # kinds of events
+    written: list[Event]  # the watched events
+    unfinished: list[Any]  # the `SessionWrite` of each operation
+    decisions: dict[RunContext, RunWrite]  # of the operations that have succeeded
+
+    def reset(self) -> None:
+        self.written, self.unfinished, self.decisions = [], [], {}
+
+
+class Connection(Transaction, Protocol):
     """A connection in a transaction."""
 
     conflict: type[Exception]  # the driver's error for a key that is taken
     rejections: tuple[type[Exception], ...]  # the driver's errors for a statement or a value
-    watched: frozenset[str]  # kinds of events
-    written: list[Event]  # the watched events of this transaction
-    unfinished: list[Any]  # the `SessionWrite` of each operation of this transaction
-    decisions: dict[RunContext, RunWrite]  # of the operations of this transaction that have succeeded
 
     @property
     def is_optimistic(self) -> bool: ...  # an error is raised at the latest by the commit, and the operation repeated

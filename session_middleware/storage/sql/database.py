@@ -39,11 +39,11 @@ class Database:
 
     def __init__(self, path: str, *, synchronous: str) -> None:
         self.path = path  # names the database in messages
-        self._synchronous = synchronous
+        self.synchronous = synchronous
+        self.watched: frozenset[str] = frozenset()  # kinds of events
+        self.on_events: Callable[[Sequence[Event]], object] = lambda _: None
+        self.on_rollback: Callable[[], object] = lambda: None  # called after each rollback, with the lock held
         self._closed = False
-        self._watched: frozenset[str] = frozenset()
-        self._on_events: Callable[[Sequence[Event]], object] = lambda _: None
-        self._on_rollback: Callable[[], object] = lambda: None
         self._inherited: list[object] = []  # of the parent process; referenced, so never closed here
 
     def _open(self) -> None:
@@ -53,8 +53,6 @@ class Database:
     def _open_process(self) -> None:
         self._process = os.getpid()
         self._open()
-        self._writer.watched, self._writer.on_events = self._watched, self._on_events
-        self._writer.on_rollback = self._on_rollback
 
     def _check_open(self) -> None:
         if self._closed:
@@ -144,24 +142,21 @@ class Database:
 
     def watch(self, kinds: frozenset[str], on_events: Callable[[Sequence[Event]], object]) -> None:
         """Call `on_events` after each commit that has events of these kinds, on any thread. It must not wait."""
-        self._watched = self._writer.watched = kinds
-        self._on_events = self._writer.on_events = on_events
+        self.watched, self.on_events = kinds, on_events
 
     def watch_session(self, session_id: str, on_change: Callable[[], object]) -> Watch:  # noqa: ARG002
         return Watch()
 
-    def on_rollback(self, call: Callable[[], object]) -> None:
-        """Call `call` after each rollback, with the lock held."""
-        self._on_rollback = self._writer.on_rollback = call
+    # A server has these tasks itself.
 
     def erase(self) -> int:
         """Remove deleted content from the disk, and return the bytes released. In an operation: after its commit."""
-        raise NotImplementedError
+        return 0
 
     def compact(self) -> int | None:
         """Rebuild the files without unused space, and return the bytes released; ``None``: it is the server's task."""
-        raise NotImplementedError
+        return None
 
     def is_erased(self) -> bool:
         """Whether no deleted content is left on the disk."""
-        raise NotImplementedError
+        return False

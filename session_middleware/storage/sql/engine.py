@@ -74,7 +74,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         self.name = database.path
         self._rules = EngineContext(settings, clock, self.name)
         self._states = StateCache()
-        database.on_rollback(self._states.clear)
+        database.on_rollback = self._states.clear
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

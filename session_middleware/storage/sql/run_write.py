@@ -99,4 +99,3 @@ def publish(decisions: dict[RunContext, RunWrite]) -> None:
             context.lease.number = run.lease_number
         if context.handle is not None and run.state.admitted and run.state.incarnation is not None:
             context.handle.incarnation = run.state.incarnation
-    decisions.clear()

@@ -11,13 +11,15 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from session_middleware.errors import StorageError
-from session_middleware.models import Event
 from session_middleware.storage.sql.connection import CommitThenRaise, Connection, DamagedRow, Locks, Retry
 from session_middleware.storage.sql.run_write import publish
 from session_middleware.storage.sql.session_state import close_writes, end_writes, finish_writes
+
+if TYPE_CHECKING:
+    from session_middleware.storage.sql.database import Database
 
 T = TypeVar("T")
 
@@ -65,11 +67,8 @@ class Writer:
     locks_sessions = False  # whether `_lock` is to be called
     patience_seconds = 0.005  # how long a patient write waits for another write, to share its commit
 
-    def __init__(self, mapped: Callable[[Exception], Exception]) -> None:
-        self._mapped = mapped  # a `StorageError` for an error of the driver or of damaged data
-        self.watched: frozenset[str] = frozenset()  # kinds of events
-        self.on_events: Callable[[Sequence[Event]], object] = lambda _: None  # called with the lock held
-        self.on_rollback: Callable[[], object] = lambda: None
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self.lock = threading.Lock()  # held by the thread that carries out a batch
         self._waiting: deque[WriteRequest[Any]] = deque()
         self._thread: int | None = None  # the thread that carries out a batch
@@ -175,7 +174,7 @@ class Writer:
                 except BatchAborted as aborted:
                     error = aborted.__cause__
             if isinstance(error, Retry) and isinstance(error.__cause__, self.errors):
-                error = self._mapped(error.__cause__)
+                error = self._database.mapped_error(error.__cause__)
             request.end(error)
         finally:
             self._is_repeated = False
@@ -185,7 +184,7 @@ class Writer:
         try:
             self._begin(batch)
             connection = self.connection
-            connection.watched = self.watched
+            connection.watched = self._database.watched
             self._thread, self._is_alone = threading.get_ident(), len(batch) == 1
             try:
                 for request in batch:
@@ -200,15 +199,16 @@ class Writer:
                 self._thread = self._current = None  # which would keep alive what it was called with
                 if connection.unfinished:
                     close_writes(connection)
-            events = [*connection.written]
+            events, decisions = connection.written, connection.decisions
             self._end()
-            publish(connection.decisions)
-            connection.written.clear()
+            publish(decisions)
+            connection.reset()  # which would keep alive what the operations were called with
         except Exception as error:  # it is raised again, to each of those who wait
             self._roll_back(batch)
             if isinstance(error, Retry):
                 raise BatchAborted from error
-            error = self._mapped(error)  # no other variable: a cycle would keep the cursors of the failed statements
+            # No other variable: a cycle would keep the cursors of the failed statements.
+            error = self._database.mapped_error(error)
             for request in batch:
                 request.end(error)
         except BaseException:
@@ -221,7 +221,7 @@ class Writer:
                     request.done.set()
             self._committed()
             if events:
-                self.on_events(events)
+                self._database.on_events(events)
 
     def _carry_out(self, request: WriteRequest[Any]) -> None:
         self._current, connection = request, self.connection
@@ -260,7 +260,7 @@ class Writer:
                 end_writes(connection)
             result = request.operation(connection)
         except Exception as error:
-            error = self._mapped(error)
+            error = self._database.mapped_error(error)
             del connection.written[before[2] :]
             if isinstance(error, Retry) or (not has_savepoint and self._has_spoiled(error, before)):
                 raise BatchAborted from error
@@ -268,7 +268,7 @@ class Writer:
                 close_writes(connection)
                 connection.execute("ROLLBACK TO inside")
                 connection.execute("RELEASE inside")
-                self.on_rollback()
+                self._database.on_rollback()
             raise error
         if has_savepoint:
             connection.execute("RELEASE inside")
@@ -284,6 +284,6 @@ class Writer:
 
     def _roll_back(self, batch: Sequence[WriteRequest[Any]]) -> None:
         self._abort()
-        self.on_rollback()
+        self._database.on_rollback()
         for request in batch:
             request.result = request.error = request.refused = None

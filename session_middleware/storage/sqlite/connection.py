@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from session_middleware.errors import StorageError
-from session_middleware.models import Event
-from session_middleware.storage.run import RunContext
-from session_middleware.storage.sql.connection import DamagedRow, Retry
+from session_middleware.storage.sql.connection import DamagedRow, Retry, Transaction
 from session_middleware.storage.sql.database import data_error
-from session_middleware.storage.sql.run_write import RunWrite
 from session_middleware.storage.sqlite.files import beside
 
 T = TypeVar("T")
@@ -22,9 +19,8 @@ BUSY_SECONDS = 30.0  # the longest wait for another process's lock
 _TRIES = 100  # a try fails when another process opened, wrote and closed the file meanwhile
 
 
-class SqliteConnection(sqlite3.Connection):
+class SqliteConnection(sqlite3.Connection, Transaction):
     changes: int = cast("Any", sqlite3.Connection.total_changes)  # the same property
-    watched: frozenset[str] = frozenset()
     is_optimistic = False
     conflict: type[Exception] = sqlite3.IntegrityError
     rejections: tuple[type[Exception], ...] = (
@@ -36,9 +32,7 @@ class SqliteConnection(sqlite3.Connection):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.written: list[Event] = []
-        self.unfinished: list[Any] = []
-        self.decisions: dict[RunContext, RunWrite] = {}
+        self.reset()
 
     def prefetch(self, sql: str, parameters: tuple[Any, ...], /) -> None:
         pass

@@ -44,12 +44,12 @@ class SqliteDatabase(Database):
     def __init__(self, path: str, *, synchronous: str = "full") -> None:
         self.in_memory = path == ":memory:"
         super().__init__(path if self.in_memory else str(Path(path).absolute()), synchronous=synchronous)
-        self._files, self._needs_migration = None, True
+        self.files, self._needs_migration = None, True
         with self.mapped():
             if not self.in_memory:
                 self._needs_migration = check_file(path)
                 create_private(self.path)
-                self._files = OpenFiles(self.path)
+                self.files = OpenFiles(self.path)
         self.is_writable = self.in_memory or may_write(Path(self.path))
         try:
             self._open_process()
@@ -65,7 +65,7 @@ class SqliteDatabase(Database):
 
     def _open(self) -> None:
         self._readers: deque[SqliteConnection] = deque()
-        self._writer = RefusingWriter(self.path, self.mapped_error)
+        self._writer = RefusingWriter(self)
         if self.is_writable:
             with self.mapped():
                 self._writer = self._open_writer()
@@ -77,18 +77,18 @@ class SqliteDatabase(Database):
         try:
             connection.execute("PRAGMA secure_delete=ON")  # deleted text is overwritten with zeros
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # only has an effect before the first page is written
-            if self._files is not None:
+            if self.files is not None:
                 _switch_to_wal(connection)
             if self._needs_migration:
                 _migrate(connection)
                 self._needs_migration = False
-            if self._files is not None:
-                self._files.opened()
+            if self.files is not None:
+                self.files.opened()
                 log = Wal(os.path.realpath(self.path), connection)
         except BaseException:
             connection.close()
             raise
-        return SqliteWriter(connection, self._files, log, self.mapped_error, synchronous=self._synchronous)
+        return SqliteWriter(self, connection, log)
 
     def _connect(self) -> SqliteConnection:
         connection = connect(self.path)
@@ -98,8 +98,8 @@ class SqliteDatabase(Database):
     def _connect_reader(self) -> SqliteConnection:
         connection = self._connect()
         try:
-            if self._files is not None:
-                self._files.check()  # it is the file that is open already
+            if self.files is not None:
+                self.files.check()  # it is the file that is open already
         except BaseException:
             connection.close()
             raise
@@ -118,12 +118,12 @@ class SqliteDatabase(Database):
             self._writer.close()
 
     def _read(self, operation: Callable[[SqliteConnection], T]) -> T:
-        if self._files is None:
+        if self.files is None:
             with self._writer.lock:
                 return operation(self._writer.connection)
         if not self.is_writable:
             return read_unlocked(self.path, operation)
-        self._files.check()
+        self.files.check()
         try:
             connection = self._readers.pop()
         except IndexError:

@@ -3,39 +3,33 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from session_middleware.errors import StorageError
 from session_middleware.storage.sql.writer import Writer, WriteRequest
 from session_middleware.storage.sqlite.connection import SqliteConnection
-from session_middleware.storage.sqlite.files import OpenFiles, may_write
+from session_middleware.storage.sqlite.files import may_write
 from session_middleware.storage.sqlite.wal import Wal
+
+if TYPE_CHECKING:
+    from session_middleware.storage.sqlite.database import SqliteDatabase
 
 _VACUUM_PAGES = 1000  # released at a time, which takes a few milliseconds
 
 
 class SqliteWriter(Writer):
-    connection: SqliteConnection
     errors = (sqlite3.Error,)
+    connection: SqliteConnection
+    _database: SqliteDatabase
 
-    def __init__(
-        self,
-        connection: SqliteConnection,
-        files: OpenFiles | None,
-        wal: Wal | None,
-        mapped: Callable[[Exception], Exception],
-        *,
-        synchronous: str,
-    ) -> None:
-        super().__init__(mapped)
+    def __init__(self, database: SqliteDatabase, connection: SqliteConnection, wal: Wal | None) -> None:
+        super().__init__(database)
         self.connection = connection
         self.erases_after_commit = False
-        self._files = files
         self._wal = wal
-        self._durable_mode = synchronous.upper()
         self._mode = ""  # the synchronous pragma now in force
 
     def close(self) -> None:
@@ -45,13 +39,13 @@ class SqliteWriter(Writer):
         mode = "NORMAL"
         for request in batch:
             if request.durable:
-                mode = self._durable_mode
+                mode = self._database.synchronous.upper()
         if mode != self._mode:
             self.connection.execute(f"PRAGMA synchronous={mode}")
             self._mode = mode
         self.connection.execute("BEGIN IMMEDIATE")
-        if self._files is not None:
-            self._files.check()
+        if self._database.files is not None:
+            self._database.files.check()
 
     def _end(self) -> None:
         self.connection.execute("COMMIT")
@@ -60,8 +54,7 @@ class SqliteWriter(Writer):
         with suppress(sqlite3.Error):
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
-        self.connection.written.clear()
-        self.connection.decisions.clear()
+        self.connection.reset()
 
     def _committed(self) -> None:
         if self._wal is not None:
@@ -96,18 +89,15 @@ class RefusingWriter(Writer):
 
     errors = (sqlite3.Error,)
 
-    def __init__(self, path: str, mapped: Callable[[Exception], Exception]) -> None:
-        super().__init__(mapped)
-        self._file = Path(path)
-
     def close(self) -> None:
         pass
 
     def _begin(self, batch: Sequence[WriteRequest[Any]]) -> None:  # noqa: ARG002 - none is carried out
-        subject = "it" if not may_write(self._file) else f"its folder ({self._file.parent})"
+        file = Path(self._database.path)
+        subject = "it" if not may_write(file) else f"its folder ({file.parent})"
         problem = f"{subject} may not be written to by this process"
         advice = "grant write access to the file and its folder, or write to a copy; reading works without it"
-        raise StorageError(str(self._file), problem, advice=advice)
+        raise StorageError(str(file), problem, advice=advice)
 
     def _abort(self) -> None:
         pass
