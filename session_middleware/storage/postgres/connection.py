@@ -7,7 +7,6 @@ round trip for each statement costs more than the statement does.
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -16,7 +15,9 @@ from itertools import zip_longest
 from typing import Any, NoReturn
 
 import psycopg
-from psycopg import errors, pq
+from psycopg import abc, errors, pq
+from psycopg.adapt import Loader, Transformer
+from psycopg.types.numeric import NumericBinaryLoader
 from psycopg.waiting import Ready, Wait
 
 from session_middleware.storage.postgres.translation import translated
@@ -25,6 +26,7 @@ from session_middleware.storage.sql.connection import Lock, Retry, Shared, Trans
 _SUCCEEDED = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY)
 _SAVEPOINTS = ("SAVEPOINT", "RELEASE", "ROLLBACK")
 _QUEUE = 500  # statements that are sent together at most
+_ROWS = 100  # that are read from a result at a time
 _NO_ROW, _LOCKED = "SM001", "SM002"  # raised by functions of `library.sql`
 _CONFLICTS = (errors.DeadlockDetected, errors.SerializationFailure)
 _MOST_LOCKS = 1_000  # of a transaction, because the server's table of locks is small; one that needs more locks all
@@ -47,35 +49,28 @@ class RetryStatements(BaseException):
     """A failed statement has ended the transaction. It is repeated with a savepoint for each statement."""
 
 
-def _integer(data: bytes) -> int:
-    return int.from_bytes(data, "big", signed=True)
+class _Flag(Loader):
+    """A boolean is 0 or 1, as SQLite has it."""
+
+    format = pq.Format.BINARY
+
+    def load(self, data: abc.Buffer) -> int:
+        return bytes(data)[0]
 
 
-def _numeric(data: bytes) -> int | float:
-    """A sum of integers: digits to the base of 10,000."""
-    count, weight, sign, _ = struct.unpack("!hhHh", data[:8])
-    digits = struct.unpack(f"!{count}h", data[8:])
-    value = sum(digit * 10000 ** (weight - place) for place, digit in enumerate(digits))
-    value = -value if sign == 0x4000 else value
-    return int(value) if value == int(value) else float(value)
+class _Sum(NumericBinaryLoader):
+    """A sum of integers is an integer."""
 
-
-_READERS: dict[int, Callable[[bytes], Any]] = {  # by the number of the type; others are text
-    16: lambda data: int(data != b"\0"),  # as SQLite has it
-    17: lambda data: data,
-    20: _integer,
-    21: _integer,
-    23: _integer,
-    701: lambda data: struct.unpack("!d", data)[0],
-    1700: _numeric,
-}
+    def load(self, data: abc.Buffer) -> Any:
+        value = super().load(data)
+        return int(value) if value == int(value) else float(value)
 
 
 class PostgresCursor:
     """The result of a statement. It is received from the server when it is first looked at."""
 
-    def __init__(self, receive: Callable[[], None]) -> None:
-        self._receive = receive
+    def __init__(self, receive: Callable[[], None], transformer: abc.Transformer) -> None:
+        self._receive, self._transformer = receive, transformer
         self._result: pq.abc.PGresult | None = None
         self._rows: Iterator[tuple[Any, ...]] | None = None
 
@@ -104,11 +99,14 @@ class PostgresCursor:
         return self._rows
 
     def _read(self, result: pq.abc.PGresult) -> Iterator[tuple[Any, ...]]:
-        columns = range(result.nfields)
-        readers = [_READERS.get(result.ftype(n), _text) for n in columns]
-        value = result.get_value
-        for row in range(result.ntuples if columns else 0):
-            yield tuple([None if (data := value(row, n)) is None else readers[n](data) for n in columns])
+        for start in range(0, result.ntuples if result.nfields else 0, _ROWS):
+            self._transformer.set_pgresult(result, format=pq.Format.BINARY)  # other cursors have used it since
+            for row in self._transformer.load_rows(start, min(start + _ROWS, result.ntuples), tuple):
+                for value in row:
+                    if type(value) is str and ("\1" in value or r"\u0001" in value):
+                        row = tuple(map(_unescaped, row))
+                        break
+                yield row
 
     def fetchone(self) -> Any:
         return next(iter(self), None)
@@ -154,6 +152,9 @@ class PostgresConnection(Transaction):
         self.locks: set[Lock] = set()  # of the transaction
         self.has_names = True  # each statement is prepared once, which not every transaction pooler allows
         self._pg = raw.pgconn
+        raw.adapters.register_loader("bool", _Flag)
+        raw.adapters.register_loader("numeric", _Sum)
+        self._transformer = Transformer(raw)
         self._names: set[bytes] = set()  # of the prepared statements
         self._prefetched: dict[tuple[str, Any], PostgresCursor] = {}
         self._queued: list[PostgresCursor | bytes] = []  # of statements, and names of statements to be prepared
@@ -249,7 +250,7 @@ class PostgresConnection(Transaction):
             self._pg.send_query_prepared(name, encoded, formats, 1)
         else:
             self._pg.send_query_params(text, encoded, None, formats, 1)
-        cursor = PostgresCursor(self.receive)
+        cursor = PostgresCursor(self.receive, self._transformer)
         self._queued.append(cursor)
         return cursor
 
@@ -354,11 +355,11 @@ def _escape(text: bytes) -> bytes:
     return text
 
 
-def _text(data: bytes) -> str:
-    if b"\1" in data or rb"\u0001" in data:
+def _unescaped(value: Any) -> Any:
+    if type(value) is str:
         for plain, stored in reversed(_ESCAPES):
-            data = data.replace(stored, plain)
-    return data.decode()
+            value = value.replace(stored.decode(), plain.decode())
+    return value
 
 
 def _encoded(parameters: Iterable[Any]) -> tuple[list[Any], list[int] | None]:

@@ -41,8 +41,9 @@ T = TypeVar("T")
 
 _CONNECTIONS = 10  # at most, of a process
 _WAIT_SECONDS = 30  # for a free connection
-# These detect a connection to a host that has vanished. Parameters of the URL take precedence.
-_NETWORK = {
+# The times detect a connection to a host that has vanished. Parameters of the URL take precedence.
+_PARAMETERS = {
+    "client_encoding": "UTF8",
     "connect_timeout": "10",
     "keepalives_idle": "30",
     "keepalives_interval": "10",
@@ -136,7 +137,7 @@ class PostgresDatabase(Database):
                     connection.raw.close()
 
     def _connect(self) -> psycopg.Connection[Any]:
-        parameters: dict[str, Any] = _NETWORK | conninfo_to_dict(self._url)
+        parameters: dict[str, Any] = _PARAMETERS | conninfo_to_dict(self._url)
         return psycopg.connect(autocommit=True, **parameters)
 
     # Transactions
