@@ -77,6 +77,7 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "storage"):
+            assert self.storage.check(repair=False) == []
             self.storage.close()
 
     @rule(minutes=st.sampled_from([1, 4, 5, 26, 30, 90, 120, 301]))
@@ -227,7 +228,6 @@ class Machine(RuleBasedStateMachine):
         assert seen.status == self.model.status(self.clock())
         assert seen.last_active_at == self.model.last_active
         assert (seen.ended_at is None) == (self.model.stored == "active")
-        assert self.storage.check(repair=False) == []
         for status in ("active", "idle", *ENDED):
             where = SessionFilter(status=[status])  # type: ignore[arg-type]
             assert self.storage.count_sessions(where) == int(status == seen.status)

@@ -58,36 +58,3 @@ def test_a_thread_whose_newest_state_cannot_be_found_says_so(sessions: Any, tabl
     with pytest.raises(StorageError, match="session 't'"):
         graph().compile(checkpointer=saver).invoke({"messages": [HumanMessage("more")]}, config)
     assert saver.get_tuple(sessions.config("other")) is not None
-
-
-def test_a_pending_write_that_cannot_be_found_is_no_task_to_run_again(sessions: Any) -> None:
-    saver, config = sessions.checkpointer, sessions.config("t")
-    found = saver.get_tuple(config)
-    saver.put_writes(found.config, [("messages", [HumanMessage("done")]), ("other", 1)], "task")
-    assert len(saver.get_tuple(config).pending_writes) == 2
-    vanish(sessions, "writes", f"{NEWEST} AND task_id = 'task'")
-    with pytest.raises(StorageError, match="a write of it cannot be found"):
-        saver.get_tuple(config)
-
-
-def test_writes_that_come_before_their_checkpoint_are_counted_with_it(sessions: Any) -> None:
-    saver, config = sessions.checkpointer, sessions.config("t")
-    found = saver.get_tuple(config)
-    checkpoint = {**found.checkpoint, "id": "f" * 36}
-    ahead = {"configurable": {**found.config["configurable"], "checkpoint_id": checkpoint["id"]}}
-    saver.put_writes(ahead, [("messages", [])], "task")
-    saver.put_writes(ahead, [("messages", [])], "task")
-    saver.put(found.config, checkpoint, {}, {})
-    assert len(saver.get_tuple(config).pending_writes) == 1
-
-
-def test_what_is_left_after_deleting_some_is_whole(sessions: Any) -> None:
-    saver = sessions.checkpointer
-    saver.prune(["t"])
-    saver.copy_thread("t", "copy")
-    for session_id in ("t", "copy"):
-        assert len(list(saver.list(sessions.config(session_id)))) == 1
-        assert saver.get_tuple(sessions.config(session_id)) is not None
-    saver.delete_thread("t")
-    assert saver.get_tuple(sessions.config("t")) is None
-    assert saver.get_tuple(sessions.config("copy")) is not None

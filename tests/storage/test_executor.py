@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,15 +16,12 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 from langgraph.types import Command
 
-import session_middleware
 from session_middleware import SessionAccessDenied, Sessions, memory_tools
 from session_middleware.checkpoint.saver import SessionSaver
 from session_middleware.integrations.langchain_agents import SessionMiddleware
 from tests.conftest import OpenSessions
 from tests.support import agents, scenarios
 from tests.support.agents import human
-
-PACKAGE = Path(session_middleware.__file__).parent
 
 
 @pytest.fixture
@@ -151,50 +147,3 @@ async def test_a_session_its_memory_and_the_store_are_off_the_loop(sessions: Ses
         sessions.store.adelete(("notes",), "k"), session.adelete(), sessions.adelete("u"),
     ):  # fmt: skip
         await call
-
-
-LONGER = {  # and still hand everything over
-    "ManualRecorder.aenter",  # unless it is within another block
-    "SessionSaver.aput",  # once it has seen what the run was called with
-    "SessionSaver.aget_tuple",  # when its turn has come
-    "SessionSaver.alist",  # page by page
-    "SessionStore.alist_namespaces",  # once it has put into words what is asked
-    "RunQueue.aacquire",  # which waits on the loop, and asks off it
-    "Session.aresource",  # opened by a task of the loop
-    "Resources.aget",
-    "Session.aclose_resource",
-    "Resources.aclose_all",
-    "Sessions.aclose",
-    "HasMemory.amemory",  # a protocol
-    "SessionRetriever.ainvoke",  # to LangChain's own method, saying who asks
-    "ReplayedTool.arun",  # to LangChain's own method, once it has looked for a recorded answer
-    "_Attached.aget_state",  # to LangGraph's own method
-    "_Attached.aget_state_history",  # as above
-    "_Attached.abulk_update_state",  # as above
-    "SessionMiddleware.abefore_agent",  # unless there is nothing to do
-    "SessionMiddleware.awrap_model_call",  # what comes before the model, and what comes after it
-    "SessionMiddleware.awrap_tool_call",  # as above
-}
-
-
-def test_an_async_twin_is_one_statement_that_hands_the_call_over() -> None:
-    """So that a new one cannot do storage's work on the loop, nor differ from the sync method."""
-    wrong = []
-    ours = (path for path in PACKAGE.rglob("*.py") if path.parent.name != "integrations")  # hooks of other protocols
-    for path in sorted(ours):
-        for kind in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)):
-            methods = {
-                node.name: node for node in kind.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            }
-            for name, method in methods.items():
-                is_twin = isinstance(method, ast.AsyncFunctionDef) and name[0] == "a" and name[1:] in methods
-                if is_twin and f"{kind.name}.{name}" not in LONGER and not _hands_over(method):
-                    wrong.append(f"{path.relative_to(PACKAGE)}: {kind.name}.{name}")
-    assert wrong == []
-
-
-def _hands_over(method: ast.AsyncFunctionDef) -> bool:
-    body = [node for node in method.body if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))]
-    calls = {node.func.attr for node in ast.walk(method) if isinstance(node, ast.Call) and hasattr(node.func, "attr")}
-    awaits = sum(isinstance(node, ast.Await) for node in ast.walk(method))
-    return len(body) == 1 and awaits == 1 and bool(calls & {"run", "_run", "write", "abatch", "aput"})
