@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -32,7 +33,7 @@ from session_middleware.storage.sql.checkpoints import (
     pruning,
     switching,
 )
-from session_middleware.storage.sql.connection import CommitThenRaise, Connection, Lock, Shared
+from session_middleware.storage.sql.connection import CommitThenRaise, Connection, Lock, Locks, Shared
 from session_middleware.storage.sql.database import Database
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import items
@@ -358,47 +359,39 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
     ) -> dict[str, StoredHistory]:
         return self._read(delta_channels.get_history, session_id, checkpoint_ns, checkpoint_id, channels, self.name)
 
+    def _change_state(self, change: Callable[[Connection], T], of: Locks, session_id: str | None = None) -> T:
+        """Run an operation in a transaction. It reads rows of state, of which damaged ones are reported."""
+
+        def operation(connection: Connection) -> T:
+            with blobs.reading_rows(session_id):
+                return change(connection)
+
+        return self._database.write(operation, of=of)
+
     def fork_session(
         self, source: str, target: str, *, at: str | None = None, details: SessionDetails | None = None
     ) -> SessionInfo:
-        def operation(connection: Connection) -> SessionInfo:
-            with blobs.reading_rows(source):
-                return forks.copy(connection, source, target, self._rules, at, details)
-
-        return self._database.write(operation, of={source, target})
+        copy = partial(forks.copy, source_id=source, target_id=target, rules=self._rules, at=at, details=details)
+        return self._change_state(copy, {source, target}, source)
 
     def switch_branch(self, session_id: str, branch: str) -> SessionInfo:
-        def operation(connection: Connection) -> SessionInfo:
-            with blobs.reading_rows(session_id):
-                return switching.switch(connection, session_id, branch)
-
-        return self._database.write(operation, of=session_id)
+        switch = partial(switching.switch, session_id=session_id, branch=branch)
+        return self._change_state(switch, session_id, session_id)
 
     def merge_sessions(self, primary: str, secondary: str, *, with_items: bool) -> SessionInfo:
-        def operation(connection: Connection) -> SessionInfo:
+        def merge(connection: Connection) -> SessionInfo:
             for each in (primary, secondary):
                 self._states.pop(each, None)
-            with blobs.reading_rows(secondary):
-                return merging.merge(connection, primary, secondary, self._rules, with_items=with_items)
+            return merging.merge(connection, primary, secondary, self._rules, with_items=with_items)
 
-        return self._database.write(operation, of={primary, secondary})
+        return self._change_state(merge, {primary, secondary}, secondary)
 
     def prune_checkpoints(self, session_ids: Sequence[str]) -> DeletionCounts:
-        return self._erased(sum(self._prune_one(session_id) for session_id in session_ids))
-
-    def _prune_one(self, session_id: str) -> int:
-        def operation(connection: Connection) -> int:
-            with blobs.reading_rows(session_id):
-                return pruning.prune(connection, session_id)
-
-        return self._database.write(operation, of=session_id)
+        prunes = {each: partial(pruning.prune, session_id=each) for each in session_ids}
+        return self._erased(sum(self._change_state(prune, each, each) for each, prune in prunes.items()))
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> DeletionCounts:
-        def operation(connection: Connection) -> int:
-            with blobs.reading_rows():
-                return pruning.delete_for_runs(connection, run_ids)
-
-        return self._erased(self._database.write(operation, of=""))
+        return self._erased(self._change_state(partial(pruning.delete_for_runs, run_ids=run_ids), ""))
 
     def _erased(self, checkpoints_gone: int) -> DeletionCounts:
         return DeletionCounts(
