@@ -14,7 +14,7 @@ from session_middleware import InvalidArgument, SessionExists, SessionNotFound, 
 from tests.support import agents
 from tests.support.agents import human, said
 
-pytestmark = pytest.mark.usefixtures("each_engine", "consistent")
+pytestmark = pytest.mark.usefixtures("consistent")
 
 
 def texts(session: Any, **options: Any) -> list[str]:
@@ -38,6 +38,7 @@ def before(graph: Any, session: Any, count: int) -> Any:
 ONE, TWO, EDITED = (["one", "you said one"], ["two", "you said two"], ["two, edited", "you said two, edited"])
 
 
+@pytest.mark.usefixtures("each_engine")
 def test_a_fork_shows_the_conversation_before_anything_ran_in_it(sessions: Sessions) -> None:
     with_a_branch(sessions)
     source, fork = sessions.get("a"), sessions.for_user("alice").get("a").fork(id="b")
@@ -87,6 +88,7 @@ def test_what_forks_have_in_common_is_found_once(sessions: Sessions) -> None:
     assert remembered.count("tea for two") == 1
 
 
+@pytest.mark.usefixtures("each_engine")
 def test_images_come_along_and_what_was_deleted_does_not_come_back(sessions: Sessions) -> None:
     graph = sessions.attach(agents.chat())
     picture = b"picture" * 1_000
@@ -109,6 +111,7 @@ def values(graph: Any, session: Any) -> list[str]:
     return [message.text for message in graph.get_state(session.config()).values.get("messages", [])]
 
 
+@pytest.mark.usefixtures("each_engine")
 def test_a_fork_before_a_message_or_a_run_has_what_was_said_before_it(sessions: Sessions) -> None:
     graph = with_a_branch(sessions)
     source = sessions.get("a")
@@ -176,6 +179,7 @@ def test_a_point_that_is_not_there_is_named_and_nothing_is_made(sessions: Sessio
     assert values(graph, session) == ONE + EDITED
 
 
+@pytest.mark.usefixtures("each_engine")
 def test_questions_stay_open_in_a_fork_and_answers_are_given_apart(sessions: Sessions) -> None:
     graph = sessions.attach(agents.approval())
     graph.invoke(human("do it"), sessions.config("a"))
@@ -192,6 +196,7 @@ def test_questions_stay_open_in_a_fork_and_answers_are_given_apart(sessions: Ses
         assert "no" in str(graph.get_state(fork.config()).values)
 
 
+@pytest.mark.usefixtures("each_engine")
 def test_subgraphs_with_state_of_their_own_are_forked_to_the_same_point(sessions: Sessions) -> None:
     graph = sessions.attach(agents.nested().compile())
     for text in ("one", "two", "three"):

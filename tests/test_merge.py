@@ -60,7 +60,7 @@ def test_records_are_interleaved_by_time_and_counted_once(sessions: Sessions, cl
     assert sessions.check(deep=True) == []
 
 
-def test_the_old_id_finds_and_runs_the_primary(each_engine: str, sessions: Sessions, clock: Clock) -> None:
+def test_the_old_id_finds_and_runs_the_primary(sessions: Sessions, clock: Clock) -> None:
     seen: list[Event] = []
     sessions.on_closed(seen.append)
     say(sessions, clock, ("a", "one"), ("b", "two"), ("c", "three"), graph=chat(), user_id="ann")
@@ -135,7 +135,7 @@ def test_a_heartbeat_takes_no_lease_for_the_old_id(open_sessions: Any, on_busy: 
     assert sessions.check(deep=True) == []
 
 
-def test_messages_are_appended_to_the_state_on_request(each_engine: str, sessions: Sessions, clock: Clock) -> None:
+def test_messages_are_appended_to_the_state_on_request(sessions: Sessions, clock: Clock) -> None:
     say(sessions, clock, ("a", "one"), ("b", "look up milk"), ("c", "three"))
     graph = sessions.attach(tool_graph())
     before = graph.get_state(sessions.config("a")).values["messages"]
@@ -166,7 +166,7 @@ def test_messages_are_not_appended_to_a_state_that_waits(sessions: Sessions) -> 
     assert sessions.get("a").merge("b").message_count == 2
 
 
-def test_a_fork_is_merged_back_and_other_forks_stay_whole(each_engine: str, sessions: Sessions, clock: Clock) -> None:
+def test_a_fork_is_merged_back_and_other_forks_stay_whole(sessions: Sessions, clock: Clock) -> None:
     say(sessions, clock, ("a", "look up tea"))
     fork = sessions.get("a").fork(id="fork")
     sessions.get("a").fork(id="other")
@@ -229,7 +229,7 @@ def test_a_message_that_was_edited_in_the_fork_is_kept_beside_the_original(sessi
     assert sessions.check(deep=True) == []
 
 
-def test_a_message_that_fork_edit_has_edited_is_counted(each_engine: str, sessions: Sessions, clock: Clock) -> None:
+def test_a_message_that_fork_edit_has_edited_is_counted(sessions: Sessions, clock: Clock) -> None:
     say(sessions, clock, ("a", "one"), graph=chat())
     fork = sessions.get("a").fork()
     sessions.attach(chat()).invoke(None, fork.edit(fork.messages()[0].message_id, "two"))
@@ -249,9 +249,7 @@ def test_an_edited_message_is_appended_to_the_state_once(sessions: Sessions, clo
     assert [message.id for message in state] == [message.message_id for message in sessions.get("a").messages()]
 
 
-def test_edits_that_a_fork_does_not_have_remain_when_the_original_is_merged_into_it(
-    each_engine: str, sessions: Sessions
-) -> None:
+def test_edits_that_a_fork_does_not_have_remain_when_the_original_is_merged_into_it(sessions: Sessions) -> None:
     graph = sessions.attach(chat())
     original = sessions.open("a")
     graph.invoke({"messages": [HumanMessage("one", id="q")]}, original.config())
@@ -296,7 +294,7 @@ def test_branches_of_both_stay_readable(each_engine: str, sessions: Sessions, cl
 
 
 def test_merged_messages_remain_when_a_later_message_is_edited_or_answered_again(
-    each_engine: str, sessions: Sessions, clock: Clock
+    sessions: Sessions, clock: Clock
 ) -> None:
     graph = sessions.attach(chat())
     say(sessions, clock, ("b", "one"), ("a", "two"), ("b", "three"), ("a", "four"), ("b", "five"), graph=chat())
@@ -402,7 +400,7 @@ def test_memory_files_and_details_are_united_and_the_primary_wins(each_engine: s
     assert sessions.check(deep=True) == []
 
 
-def test_what_cannot_be_merged_is_left_as_it_is(each_engine: str, sessions: Sessions, open_sessions: Any) -> None:
+def test_what_cannot_be_merged_is_left_as_it_is(sessions: Sessions, open_sessions: Any) -> None:
     mine, theirs = sessions.open("mine", user_id="ann"), sessions.open("theirs", user_id="bob")
     nobodys = sessions.open("nobodys")
     shared = sessions.open("shared", user_id="bob", group_id="g", visibility="group")
