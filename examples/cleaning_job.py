@@ -45,7 +45,7 @@ def clean(sessions: Sessions, backups: Path) -> int:
     for (action, reason), count in sorted(ended.items()):
         print(f"{action}: {count} ({reason})")
     for session in sessions.unfinished():
-        print(f"cut off: {session.id}; its app goes on with agent.invoke(None, session.config())")
+        print(f"cut off: {session.id}; its app continues with agent.invoke(None, session.config())")
     problems = sessions.check()
     for problem in problems:
         print(f"problem: {problem.text}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A loop without a framework: messages, tools with errors and retries, tokens, and going on after a crash.
+"""A loop without a framework: messages, tools with errors and retries, tokens, and continuing after a crash.
 
     python examples/hand_written_loop.py            # twice: the second run resumes the session
 
@@ -32,7 +32,7 @@ def complete(messages: list[Message]) -> tuple[Message, dict[str, int]]:
 
 
 class Agent:
-    """The loop. All it needs to go on is in the session, so it can be built anew at any time."""
+    """The loop. All it needs to continue is in the session, so it can be built anew at any time."""
 
     def __init__(self, session: Session) -> None:
         self.session = session

@@ -168,11 +168,11 @@ class SessionSettings(BaseSettings):
     tracking: bool = True
     """False: runs, messages and tool calls are not recorded; everything else works."""
     idle_after: Duration = timedelta(minutes=5)
-    """Without activity for so long, a session is shown as idle."""
+    """After this long without activity, a session is shown as idle."""
     idle_timeout: OptionalDuration = timedelta(days=7)
-    """Without activity for so long, a session has expired; none: never."""
+    """After this long without activity, a session has expired; none: never."""
     max_age: OptionalDuration = None
-    """A session has expired so long after it began, however active it is, between runs."""
+    """This long after its beginning, a session has expired however active it is, between runs; none: never."""
     on_expire: OnExpire = "keep"
     """What a sweep does with an expired session: `keep`; `prune`: its latest checkpoints and the record stay;
     `archive`: to a file, from which `sessions.restore` brings it back; or `delete`."""

@@ -203,7 +203,7 @@ def _examples() -> Iterator[tuple[Path, str]]:
 
 def examples() -> str:
     rows = ((f"[examples/{path.name}]({path.stem}.md)", text) for path, text in _examples())
-    return table(("file", ""), rows)
+    return table(("file", "what it shows"), rows)
 
 
 def example(path: Path) -> str:
