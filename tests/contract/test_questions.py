@@ -55,6 +55,15 @@ def test_one_answer_answers_one_question_and_several_are_answered_by_id(storage:
     )
 
 
+def test_an_answer_that_two_handlers_of_a_run_bring_is_recorded_once(storage: Storage) -> None:
+    storage.append(run("r1"), [QuestionEntry(LEFT, "first?", checkpoint_id="c1")])
+    for _ in range(2):
+        storage.append(run("r2", started_from="c1"), [AnswerEntry("yes", NOON)])
+    assert questions(storage) == [("first?", "answered", "yes")]
+    storage.append(run("r3", started_from="c1"), [AnswerEntry("no", NOON)])
+    assert questions(storage) == [("first?", "answered", "yes"), ("first?", "answered", "no")]
+
+
 def test_a_question_of_a_later_checkpoint_drops_the_earlier_ones(storage: Storage) -> None:
     storage.append(run("r1"), [QuestionEntry(LEFT, "first?", checkpoint_id="c1")])
     storage.append(

@@ -61,15 +61,20 @@ class _Row(NamedTuple):
     interrupt_id: str | None
     is_open: bool
     is_here: bool  # at the checkpoint that the run started from
+    is_done: bool  # this run has answered it
 
 
 def answer(write: SessionWrite, run: RunWrite, entry: AnswerEntry) -> None:
     """Answer open questions, or again those of the earlier checkpoint that the run was sent back to.
 
-    One value answers the only question; LangGraph refuses it if there are several.
+    One value answers the only question; LangGraph refuses it if there are several. If two `Sessions` serve a run,
+    both may bring the answer, which is recorded once.
     """
     started_from = run.context.started_from
-    rows = [_Row(*row) for row in write.query(_ANSWERABLE, (started_from, run.session_id, started_from)).fetchall()]
+    asked = (started_from, run.run_id, run.session_id, started_from)
+    rows = [_Row(*row) for row in write.query(_ANSWERABLE, asked).fetchall()]
+    if any(row.is_done for row in rows):
+        return
     answers: dict[Any, Any] = {}
     if type(entry.value) is dict and entry.value and all(map(_INTERRUPT_ID.fullmatch, map(str, entry.value))):
         answers = entry.value
@@ -91,7 +96,7 @@ def answer(write: SessionWrite, run: RunWrite, entry: AnswerEntry) -> None:
 
 
 _ANSWERABLE = """
-    SELECT seq, interrupt_id, status = 'open', checkpoint_id IS ? FROM questions
+    SELECT seq, interrupt_id, status = 'open', checkpoint_id IS ?, COALESCE(answer_run_id = ?, 1 = 0) FROM questions
     WHERE session_id = ? AND (status = 'open' OR checkpoint_id = ?) ORDER BY seq
 """
 _ANSWER = """
