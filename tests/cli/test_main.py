@@ -23,6 +23,7 @@ from session_middleware import Sessions
 from session_middleware.cli import opening
 from session_middleware.cli.main import cli
 from tests.support import agents
+from tests.support.commands import MAIN
 from tests.support.processes import Process, run
 
 try:
@@ -529,10 +530,19 @@ def test_an_answer_that_breaks_off_is_followed_by_one_line(
 
 # As a process
 
-MAIN = "from session_middleware.cli.main import main; main()"
 # Writes to a new buffered stream, as the interpreter makes one for a pipe, over the file descriptor that is named.
 WRITING = f"import os, sys; os.dup2(int(eval(sys.argv.pop(1))), 1); sys.stdout = open(1, 'w', closefd=False); {MAIN}"
 FULL = "os.open('/dev/full', os.O_WRONLY)"
+ON_TERMINAL = f"""
+import os, sys
+for number in (1, 2):
+    os.dup2(os.open(sys.argv[1], os.O_WRONLY), number)
+del sys.argv[1]
+sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
+for name in ("COLUMNS", "LINES"):  # which take precedence over the size of the terminal
+    os.environ.pop(name, None)
+{MAIN}
+"""
 CLOSED = "[os.close(reading) or writing for reading, writing in [os.pipe()]][0]"
 
 
@@ -565,10 +575,8 @@ def test_a_narrow_terminal_gets_colours_and_whole_ids_and_colours_can_be_turned_
     def printed(**variables: str) -> str:
         terminal, end = os.openpty()
         fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 40, 0, 0))
-        environ = environment() | {"TERM": "xterm-256color"} | variables
-        for name in ("COLUMNS", "LINES"):  # which take precedence over the size of the terminal
-            environ.pop(name, None)
-        subprocess.run([*COMMAND, "list", "--db", db], env=environ, stdout=end, stderr=end, check=True)
+        done = run("-c", ON_TERMINAL, os.ttyname(end), "list", "--db", db, env={"TERM": "xterm-256color"} | variables)
+        assert done.returncode == 0
         os.close(end)
         with os.fdopen(terminal, "rb", buffering=0) as stream:
             return stream.read(65_536).decode()

@@ -18,6 +18,7 @@ from langgraph.pregel import Pregel
 
 from session_middleware.cli.loading import compiled_graph, graph_names, import_object
 from session_middleware.cli.main import cli
+from tests.support.commands import MAIN
 from tests.support.processes import Process
 
 pytest.importorskip("fastapi")
@@ -90,10 +91,9 @@ def serve(*arguments: str) -> Result:
 @pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_until_a_signal_and_ends_its_streams_without_a_word(signal_number: int) -> None:
-    program = "from session_middleware.cli.main import main; main()"
     command = ["serve", "--db", "s.db", "--port", "0", "--app", "their_agents:waiting"]
     command += ["--origin", "https://chat.example", "--requests-per-minute", "9", "--streams-per-user", "2"]
-    with Process("-c", program, *command) as process:
+    with Process("-c", MAIN, *command) as process:
         line = process.stdout.readline()
         assert line.startswith("serving waiting on http://127.0.0.1:")
         url = line.split()[3].rstrip(";")

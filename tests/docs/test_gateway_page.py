@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+
+from tests.support.commands import serving
+from tests.support.processes import run
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "gateway.md").read_text()
@@ -36,30 +38,17 @@ def test_the_app_of_the_page_starts_a_process_for_a_session(tmp_path: Path, monk
 
 
 @pytest.mark.slow
-def test_the_gateway_and_the_client_of_the_page_do_what_it_says(tmp_path: Path) -> None:
+def test_the_gateway_and_the_client_of_the_page_do_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (counter, _, client), (console,), (printed,) = blocks("python"), blocks("console"), blocks("text")
     (tmp_path / "counter.py").write_text(counter)
     command = re.findall(r"^\$ session-middleware (.*)$", console, re.MULTILINE)[0]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "session_middleware.cli", *shlex.split(command), "--port", "0"],
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        says = process.stdout.readline()
-        address = re.search(r"http://[\d.:]+", says)
-        assert address is not None, says
-        assert says.replace(address[0], "http://127.0.0.1:8123") in console
-        (tmp_path / "client.py").write_text(client.replace("http://127.0.0.1:8123", address[0]))
-        run = [sys.executable, "client.py"]
-        done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with serving(*shlex.split(command)) as (line, address):
+        assert line.replace(address, "http://127.0.0.1:8123") in console
+        (tmp_path / "client.py").write_text(client.replace("http://127.0.0.1:8123", address))
+        done = run("client.py")
         assert (done.stderr, done.stdout) == ("", printed)
         assert [path.parent.name for path in tmp_path.glob("mcp-data/local/*/counter")] != []
-    finally:
-        process.terminate()
-        process.stdout.close()
-        process.wait(timeout=30)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import os
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from tests.support.commands import serving
+from tests.support.processes import run
 
 ROOT = Path(__file__).parents[2]
 MADE = {"architecture.md", "changelog.md", "security.md"}  # pages of the site that are files of the root
@@ -48,18 +48,8 @@ def test_the_client_is_answered_by_the_served_graph(tmp_path: Path) -> None:
         (text, output) for (_, text), (_, output) in itertools.pairwise(blocks) if "get_sync_client" in text
     ]
     [start] = re.findall(r"^\$ session-middleware (serve [^#\n]*)", (ROOT / "README.md").read_text(), re.MULTILINE)
-    command = [sys.executable, "-m", "session_middleware.cli", *start.split(), "--port", "0"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            address = re.search(r"http://[\d.:]+", process.stdout.readline())
-            assert address is not None
-            program = client.replace("http://127.0.0.1:8123", address[0])
-            shown = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
-            assert shown.stdout == printed
-        finally:
-            process.terminate()
+    with serving(*start.split()) as (_, address):
+        assert run("-c", client.replace("http://127.0.0.1:8123", address), check=True).stdout == printed
 
 
 def test_it_is_short() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,10 +12,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from session_middleware import Sessions
+from tests.support.commands import MAIN, serving
+from tests.support.processes import run
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "server.md").read_text()
-COMMAND = [sys.executable, "-m", "session_middleware.cli"]
 
 
 def blocks(kind: str) -> list[str]:
@@ -47,23 +46,8 @@ def test_the_server_and_the_client_of_the_page_do_what_it_says(tmp_path: Path) -
     (printed,) = blocks("text")
     start, show = (re.findall(r"^\$ session-middleware (.*)$", block, re.MULTILINE)[0] for block in blocks("console"))
     (tmp_path / "my_agent.py").write_text(graph)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [*COMMAND, *start.split(), "--port", "0"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
-        says = process.stdout.readline()
-        address = re.search(r"http://[\d.:]+", says)
-        assert address is not None, says
-        assert says.replace(address[0], "http://127.0.0.1:8123") in blocks("console")[0]
-        (tmp_path / "client.py").write_text(client.replace("http://127.0.0.1:8123", address[0]))
-        run = [sys.executable, "client.py"]
-        assert subprocess.run(run, cwd=tmp_path, capture_output=True, check=True, text=True).stdout == printed
-        shown = subprocess.run([*COMMAND, *show.split()], cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert "hi" in shown.stdout
-        assert shown.returncode == 0
-    finally:
-        process.terminate()
-        process.stdout.close()
-        process.wait(timeout=30)
+    with serving(*start.split()) as (line, address):
+        assert line.replace(address, "http://127.0.0.1:8123") in blocks("console")[0]
+        (tmp_path / "client.py").write_text(client.replace("http://127.0.0.1:8123", address))
+        assert run("client.py", check=True).stdout == printed
+        assert "hi" in run("-c", MAIN, *show.split(), check=True).stdout
