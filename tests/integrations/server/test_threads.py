@@ -140,10 +140,14 @@ def test_the_state_is_updated_also_from_an_earlier_checkpoint(client: SyncLangGr
     for wrong in ({"as_node": "unknown"}, {"values": {"messages": 5}, "as_node": "model"}, {"values": [1]}):
         with pytest.raises(UnprocessableEntityError, match=message):
             threads.update_state(thread_id, **{"values": {}, **wrong})  # type: ignore[arg-type]
-    elsewhere: Any = {**changed["checkpoint"], "checkpoint_ns": "no:1"}
-    assert threads.get_state(thread_id, checkpoint=elsewhere)["values"] == {}
     with pytest.raises(BadRequestError, match="of no graph of this server"):
         threads.update_state(threads.create()["thread_id"], {})
+
+
+def test_an_unknown_subgraph_has_no_values(client: SyncLangGraphClient) -> None:
+    threads, thread_id = client.threads, conversation(client, "hi", "hello")
+    elsewhere: Any = {**(threads.get_state(thread_id)["checkpoint"]), "checkpoint_ns": "no:1"}
+    assert threads.get_state(thread_id, checkpoint=elsewhere)["values"] == {}
 
 
 def test_a_copy_has_the_history_and_a_pruned_thread_the_latest_state(client: SyncLangGraphClient) -> None:
