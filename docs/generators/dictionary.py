@@ -80,7 +80,7 @@ def tables_text() -> str:
     for theme, tables in PURPOSES.items():
         parts.append(f"## {theme}")
         for name, purpose in tables.items():
-            lines = ["| column | type | |", "| --- | --- | --- |"]
+            lines = ["| column | type | meaning |", "| --- | --- | --- |"]
             for column, (kind, is_required, is_key, meaning) in schema()[name].items():
                 notes = "key" if is_key else "" if is_required else "or null"
                 lines.append(f"| `{column}` | {' '.join(filter(None, (kind.lower(), notes)))} | {meaning} |")

@@ -19,6 +19,7 @@ from docs.generators import dictionary, notebooks, tables
 _LOADED = re.compile(r"<(?:script|img|iframe)[^>]* src=\"?https?:|<link[^>]* rel=\"?stylesheet[^>]* href=\"?https?:")
 ROOT = Path(__file__).parents[2]
 _MARK = re.compile(r"^<!-- generated: (\w+) ?([\w.]*) -->$", re.MULTILINE)
+_CODE = re.compile(r"(?<!`)`[^`\n]+`(?!`)")  # in a table GitHub wants a pipe in it escaped, and MkDocs does not
 _LINK = re.compile(r"\]\(((?:\.\./)*)([\w/.-]+?)(#[\w-]+)?\)")
 _DOCUMENTS = {  # of the repository, and their pages
     "ARCHITECTURE.md": "architecture.md",
@@ -71,7 +72,8 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    return with_tables(with_site_links(markdown, page.file.src_uri))
+    text = with_tables(with_site_links(markdown, page.file.src_uri))
+    return _CODE.sub(lambda code: code[0].replace("\\|", "|"), text)
 
 
 def on_post_page(output: str, *, page: Any, **_: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-import textwrap
 import tomllib
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
@@ -94,15 +93,19 @@ def commands() -> str:
     for theme, themed in main._THEMES.items():
         parts.append(f"## {theme}")
         for command in themed:
-            text = textwrap.dedent(command.help or "").replace("\b\n", "").strip()
-            arguments = [each.make_metavar(_context(command)) for each in command.params if not hasattr(each, "help")]
+            text = inspect.cleandoc(command.help or "").replace("\b\n", "")
+            arguments = [each.make_metavar(_context(command)) for each in command.params if _is_argument(each)]
             usage = " ".join(["session-middleware", str(command.name), "[OPTIONS]", *arguments])
             examples = "\n".join(line.strip() for line in (command.epilog or "").splitlines()[2:])
             parts += [f"### {command.name}", text, f"```text\n{usage}\n```"]
-            options = [each.get_help_record(_context(command)) for each in command.params if hasattr(each, "help")]
+            options = [each.get_help_record(_context(command)) for each in command.params if not _is_argument(each)]
             parts += [table(("option", "meaning"), ((_code(one[0]), _escaped(one[1])) for one in options if one))]
             parts += [f"```console\n{re.sub('^', '$ ', examples, flags=re.MULTILINE)}\n```"]
     return "\n\n".join(parts)
+
+
+def _is_argument(parameter: Any) -> bool:
+    return bool(parameter.param_type_name == "argument")
 
 
 def _context(command: Any) -> Any:

@@ -80,6 +80,11 @@ def test_every_command_is_on_its_page_with_its_options() -> None:
         section = text.split(f"\n### {name}\n")[1].split("\n### ")[0]
         flags = {flag for each in command.params for flag in each.opts if flag.startswith("--")}
         assert {flag for flag in flags if flag not in section} == set(), name
+        arguments = [each for each in command.params if each.param_type_name == "argument"]
+        assert re.search(
+            rf"^session-middleware {name} \[OPTIONS\](?: \S+){{{len(arguments)}}}$", section, re.MULTILINE
+        ), name
+        assert re.findall(r"^\| `(?!-).*|^ +\S.*", section, re.MULTILINE) == [], name
 
 
 def test_every_table_and_column_has_its_meaning() -> None:
