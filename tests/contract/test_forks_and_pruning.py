@@ -155,10 +155,10 @@ def test_a_runs_checkpoints_go_in_every_session_and_namespace(storage: Storage) 
     for session_id in ("t", "u"):
         for ns in ("", "sub:1"):
             put(storage, session_id, "c0", ns, run_id="r0")
-            put(storage, session_id, "c1", ns, run_id="r1")
+            put(storage, session_id, "c\0", ns, run_id="r\0")
     put(storage, "t", "c2")
-    write(storage, "t", "c1", Write(0, "x", blob("gone" * 20)))
-    assert storage.delete_for_runs(["r1", "unknown"]).checkpoints == 4
+    write(storage, "t", "c\0", Write(0, "x", blob("gone" * 20)))
+    assert storage.delete_for_runs(["r\0", "unknown"]).checkpoints == 4
     assert keys(storage, "t") == ["c0", "c2", "sub:1:c0"]
     assert keys(storage, "u") == ["c0", "sub:1:c0"]
     assert pieces(storage) == set()

@@ -12,7 +12,7 @@ from session_middleware.storage.sql.checkpoints import latest_checkpoint
 from session_middleware.storage.sql.checkpoints.blobs import CorruptRow
 from session_middleware.storage.sql.checkpoints.delta_channels import ancestors_needed
 from session_middleware.storage.sql.checkpoints.rows import HOME, Row, WriteRow, references_in
-from session_middleware.storage.sql.connection import Connection, lock_found
+from session_middleware.storage.sql.connection import Connection, among, lock_found
 
 Namespaces = Mapping[str, Mapping[str, Row]]  # the checkpoints of a session by namespace and id
 
@@ -71,11 +71,9 @@ def delete_for_runs(connection: Connection, run_ids: Sequence[str]) -> int:
 
 def _of_runs(connection: Connection, run_ids: Sequence[str]) -> dict[str, set[tuple[str, str]]]:
     """The checkpoints of runs, by session."""
-    found = connection.execute(
-        "SELECT session_id, checkpoint_ns, checkpoint_id FROM checkpoints"
-        " WHERE run_id IN (SELECT value FROM json_each(?))",
-        (json.dumps(list(run_ids)),),
-    )
+    those, values = among("run_id", run_ids)
+    sql = f"SELECT session_id, checkpoint_ns, checkpoint_id FROM checkpoints WHERE {those}"
+    found = connection.execute(sql, values)
     by_session: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for session_id, namespace, checkpoint_id in found.fetchall():
         by_session[session_id].add((namespace, checkpoint_id))
@@ -102,11 +100,11 @@ def _delete(connection: Connection, session_id: str, keys: Collection[tuple[str,
         by_namespace[namespace].append(checkpoint_id)
     gone: set[str] = set()  # of the outermost graph
     for namespace, ids in by_namespace.items():
-        own, values = (home, session_id, namespace), json.dumps(ids)
-        connection.execute(f"DELETE FROM writes {_OWN} AND {_THOSE}", (*own, values))
+        own, (those, values) = (home, session_id, namespace), among("checkpoint_id", ids)
+        connection.execute(f"DELETE FROM writes {_OWN} AND {those}", (*own, *values))
         done = connection.execute(
-            f"DELETE FROM checkpoints {_OWN} AND position >= ? AND {_THOSE} RETURNING checkpoint_id",
-            (*own, ids[0], values),
+            f"DELETE FROM checkpoints {_OWN} AND position >= ? AND {those} RETURNING checkpoint_id",
+            (*own, ids[0], *values),
         )
         if not namespace:
             gone = {checkpoint_id for (checkpoint_id,) in done.fetchall()}
@@ -116,7 +114,6 @@ def _delete(connection: Connection, session_id: str, keys: Collection[tuple[str,
 
 
 _OWN = "WHERE home = ? AND session_id = ? AND checkpoint_ns = ?"
-_THOSE = "checkpoint_id IN (SELECT value FROM json_each(?))"
 
 
 # Unused values, found by reachability
