@@ -20,6 +20,7 @@ from session_middleware.storage.record_entries import MessageEntry
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.types import SessionDetails
 from tests.conftest import Clock
+from tests.support.pairwise import engines_in_turns
 
 
 @pytest.fixture
@@ -97,11 +98,11 @@ def test_recall_gives_the_k_best_over_all_scopes(memory_of: Callable[..., Sessio
     assert found[0].score is not None
 
 
-@pytest.mark.parametrize("query", ["", "  ", "?!…", '"'])
-def test_a_query_without_words_recalls_nothing(memory_of: Callable[..., SessionMemory], query: str) -> None:
+def test_a_query_without_words_recalls_nothing(memory_of: Callable[..., SessionMemory]) -> None:
     memory = memory_of("t1")
     memory.remember("apple")
-    assert memory.recall(query) == []
+    for query in ("", "  ", "?!…", '"'):
+        assert memory.recall(query) == []
 
 
 def test_what_is_forgotten_is_gone(memory_of: Callable[..., SessionMemory]) -> None:
@@ -286,9 +287,9 @@ def test_items_are_forgotten_by_their_words_or_all_at_once(memory_of: Callable[.
     assert len(memory.list(["user"])) == 1
 
 
-@pytest.mark.parametrize(
-    ("query", "kept", "gone"),
-    [
+async def test_only_what_holds_the_words_is_forgotten(memory_of: Callable[..., SessionMemory]) -> None:
+    memory = memory_of("t1")
+    for query, kept, gone in (
         ("दूध", "दादा का धोबी रवि है", "मुझे दूध पसंद है"),
         ("고양이", "고양시에 산다", "고양이를 키운다"),
         ("猫", "我家养了一只狗", "我家养了一只猫"),
@@ -299,24 +300,20 @@ def test_items_are_forgotten_by_their_words_or_all_at_once(memory_of: Callable[.
         ("c++", "he writes C, not C#", "he writes C++, not C#"),
         ("C", "he writes C++ and C#", "he writes C"),
         ("apples", "a pear", "pears++apples"),
-    ],
-)
-async def test_only_what_holds_the_words_is_forgotten(
-    memory_of: Callable[..., SessionMemory], query: str, kept: str, gone: str
-) -> None:
-    memory = memory_of("t1")
-    for forget in (memory.forget, memory.aforget):
-        memory.remember(kept, "kept")
-        memory.remember(gone, "gone")
-        count = forget(query=query)
-        assert (count if isinstance(count, int) else await count) == 1
-        assert [item.key for item in memory.list()] == ["kept"]
+    ):
+        for forget in (memory.forget, memory.aforget):
+            memory.remember(kept, "kept")
+            memory.remember(gone, "gone")
+            count = forget(query=query)
+            assert (count if isinstance(count, int) else await count) == 1
+            assert [item.key for item in memory.list()] == ["kept"]
 
 
-@pytest.mark.parametrize("given", [{}, {"key": "k", "all": True}, {"key": "k", "query": "x"}])
-def test_what_to_forget_is_said_in_one_way(memory_of: Callable[..., SessionMemory], given: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="one of"):
-        memory_of("t1").forget(**given)
+def test_what_to_forget_is_said_in_one_way(memory_of: Callable[..., SessionMemory]) -> None:
+    given: Any
+    for given in ({}, {"key": "k", "all": True}, {"key": "k", "query": "x"}):
+        with pytest.raises(ValueError, match="one of"):
+            memory_of("t1").forget(**given)
 
 
 def test_what_is_promoted_outlives_its_session(memory_of: Callable[..., SessionMemory], storage: Storage) -> None:
@@ -470,7 +467,7 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("text", HOSTILE)
+@engines_in_turns("storage_url", text=HOSTILE)
 def test_no_text_ends_the_marks_it_stands_between_nor_its_line(
     memory_of: Callable[..., SessionMemory], storage: Storage, text: str
 ) -> None:

@@ -22,6 +22,7 @@ from session_middleware.storage.run import RunContext
 from tests.conftest import Clock
 from tests.support.embeddings import SubjectEmbeddings
 from tests.support.memories import put_of
+from tests.support.pairwise import engines_in_turns
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ def test_a_failing_model_leaves_items_stored_and_they_are_indexed_later(
     assert set(keys(store.search(("n",), query="hound"))[:3]) == {"0", "1", "2"}
 
 
-@pytest.mark.parametrize("answer", [[[1.0, 2.0]], [[math.nan] * 4], [[math.inf] * 4], [[0.0] * 4, [0.0] * 4], []])
+@engines_in_turns("storage_url", answer=[[[1.0, 2.0]], [[math.nan] * 4], [[math.inf] * 4], [[0.0] * 4, [0.0] * 4], []])
 def test_what_is_no_vector_is_not_stored(
     store: SessionStore, model: SubjectEmbeddings, caplog: pytest.LogCaptureFixture, answer: Any
 ) -> None:
@@ -234,7 +235,8 @@ def test_vectors_go_with_their_session(storage: Storage, parts: MemoryIndexer) -
     assert [m.session_id for m in memory.recall("dog")] == ["other"]
 
 
-@pytest.mark.parametrize("config", [{}, {"dims": 0}, {"dims": "4"}, {"dims": True}, {"dims": 4, "embed": None}])
-def test_a_config_without_a_model_or_dimensions_is_refused(storage: Storage, config: dict[str, Any]) -> None:
-    with pytest.raises(InvalidSettings, match="index"):
-        Embedder(storage, config)
+def test_a_config_without_a_model_or_dimensions_is_refused(storage: Storage) -> None:
+    config: Any
+    for config in ({}, {"dims": 0}, {"dims": "4"}, {"dims": True}, {"dims": 4, "embed": None}):
+        with pytest.raises(InvalidSettings, match="index"):
+            Embedder(storage, config)
