@@ -270,6 +270,16 @@ def test_a_fork_at_a_checkpoint_has_its_ancestors_and_the_subgraphs_between(stor
     assert storage.find_session("v") is None
 
 
+def test_ids_with_a_nul_are_forked_and_pruned_as_others(storage: Storage) -> None:
+    for number in range(2):
+        put(storage, "t", f"c\0{number}", parent_id="c\x000" if number else None)
+        write(storage, "t", f"c\0{number}", Write(0, "m", chunks("a")))
+    storage.fork_session("t", "u", at="c\x001")
+    assert [len(row.writes) for row in storage.list_checkpoints(CheckpointFilter("u"))] == [1, 1]
+    storage.prune_checkpoints(["t"])
+    assert keys(storage, "t") == ["c\x001"]
+
+
 def test_a_switch_makes_the_last_checkpoint_of_a_branch_the_latest(storage: Storage) -> None:
     for checkpoint_id, parent_id in (("c0", None), ("c1", "c0"), ("d1", "c0"), ("d2", "d1")):
         said = [MessageEntry(f"m-{checkpoint_id}", "user", checkpoint_id)]

@@ -48,7 +48,7 @@ from session_middleware.storage.sql.checkpoints.rows import (
     references_in,
     sealed,
 )
-from session_middleware.storage.sql.connection import UNLIMITED, Connection, Cursor
+from session_middleware.storage.sql.connection import UNLIMITED, Connection, Cursor, among
 from session_middleware.storage.sql.session_state import CheckpointPoint, SessionState, SessionWrite
 
 _json = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make an encoder for each call
@@ -409,12 +409,14 @@ def copy(connection: Connection, home: int, session_id: str, to: str) -> None:
 def copy_some(connection: Connection, key: tuple[int, str, str], places: Mapping[str, Sequence[str]]) -> None:
     """`copy` of some checkpoints, by the positions in each namespace, without their writes."""
     home, session_id, to = key
-    connection.executemany(
-        f"INSERT INTO checkpoints (home, session_id, {_COLUMNS['checkpoints']})"
-        f" SELECT home, CAST(? AS TEXT), {_COLUMNS['checkpoints']} FROM checkpoints WHERE home = ?"
-        " AND session_id = ? AND checkpoint_ns = ? AND position IN (SELECT value FROM json_each(?))",
-        [(to, home, session_id, namespace, json.dumps(some)) for namespace, some in places.items()],
-    )
+    for namespace, some in places.items():
+        those, values = among("position", some)
+        connection.execute(
+            f"INSERT INTO checkpoints (home, session_id, {_COLUMNS['checkpoints']})"
+            f" SELECT home, CAST(? AS TEXT), {_COLUMNS['checkpoints']} FROM checkpoints WHERE home = ?"
+            f" AND session_id = ? AND checkpoint_ns = ? AND {those}",
+            (to, home, session_id, namespace, *values),
+        )
 
 
 def copy_writes(
@@ -426,17 +428,22 @@ def copy_writes(
         only_questions: of tasks that were interrupted, the questions; and all of tasks beside these.
     """
     home, session_id, to = key
-    own = "home = ?2 AND session_id = ?3 AND checkpoint_ns = ?4 AND checkpoint_id IN (SELECT value FROM json_each(?5))"
-    asking = f"SELECT task_id FROM writes WHERE {own} AND channel = '__interrupt__'"
-    chosen = (
-        f" AND channel != '__resume__' AND EXISTS ({asking})"
-        f" AND (channel = '__interrupt__' OR task_id NOT IN ({asking}))"
-    )
-    connection.executemany(
-        f"INSERT INTO writes (home, session_id, {_COLUMNS['writes']})"
-        f" SELECT home, CAST(?1 AS TEXT), {_COLUMNS['writes']} FROM writes WHERE {own}{chosen * only_questions}",
-        [(to, home, session_id, namespace, json.dumps(some)) for namespace, some in ids.items()],
-    )
+    for namespace, some in ids.items():
+        those, values = among("checkpoint_id", some)
+        own, given = (
+            f"home = ? AND session_id = ? AND checkpoint_ns = ? AND {those}",
+            (home, session_id, namespace, *values),
+        )
+        asking = f"SELECT task_id FROM writes WHERE {own} AND channel = '__interrupt__'"
+        chosen = (
+            f" AND channel != '__resume__' AND EXISTS ({asking})"
+            f" AND (channel = '__interrupt__' OR task_id NOT IN ({asking}))"
+        )
+        connection.execute(
+            f"INSERT INTO writes (home, session_id, {_COLUMNS['writes']})"
+            f" SELECT home, CAST(? AS TEXT), {_COLUMNS['writes']} FROM writes WHERE {own}{chosen * only_questions}",
+            (to, *given * (3 if only_questions else 1)),
+        )
 
 
 def rename(connection: Connection, home: int, session_id: str, to: str) -> None:
