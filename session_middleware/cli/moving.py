@@ -71,7 +71,12 @@ def import_file(sessions: Sessions, path: str, skip: bool) -> None:
 
 @command("backup copy.db", "backup backups --keep 7")
 @click.argument("path", type=click.Path())
-@click.option("--keep", type=click.IntRange(1), help="Name the backup by the time, and delete all but the latest ones.")
+@click.option(
+    "--keep",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Name the backup by the time, and delete all but the N latest ones.",
+)
 def backup(sessions: Sessions, path: str, keep: int | None) -> None:
     """Copy the database, beside running apps, and check the copy.
 
@@ -189,7 +194,7 @@ def import_command(source: str, db: str | None, allowed: tuple[str, ...], user_k
 @options.new_db_option
 @click.option("--sql", "as_sql", is_flag=True, help="Print the SQL for PostgreSQL, and change nothing.")
 @click.option(
-    "--partitions", type=click.IntRange(2, 1000), help="With --sql: make each table this many hash partitions."
+    "--partitions", metavar="N", type=click.IntRange(2, 1000), help="With --sql: make each table N hash partitions."
 )
 def migrate(db: str | None, as_sql: bool, partitions: int | None) -> None:
     """Create the tables in a database, or print the SQL for a role that may."""

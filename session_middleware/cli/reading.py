@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,13 @@ if TYPE_CHECKING:
     from session_middleware.sessions import Sessions
     from session_middleware.storage.types import Record
 
-_limit_option = click.option(
-    "--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True, help="The most rows to show."
-)
 _NOTE = "{} of {}; see more with --limit {}"
+
+
+def _limit_option(default: int, most: int) -> Callable[..., Any]:
+    text = "The most rows to show."
+    limits = click.IntRange(1, most)
+    return click.option("--limit", metavar="N", type=limits, default=default, show_default=True, help=text)
 
 
 @command(
@@ -48,7 +51,7 @@ _NOTE = "{} of {}; see more with --limit {}"
     show_default=True,
     help="The latest first, or by title.",
 )
-@_limit_option
+@_limit_option(50, 1_000_000)
 @output_options
 def list_command(
     sessions: Sessions, where: dict[str, Any], archived: bool, order: Any, limit: int, output: str | None
@@ -71,7 +74,7 @@ def list_command(
 @command("show last", "show thread-42 --full --last 20", "show thread-42 --json")
 @options.session_argument
 @click.option("--full", is_flag=True, help="All records, with their whole text.")
-@click.option("--last", type=click.IntRange(1), help="Only the last so many records.")
+@click.option("--last", metavar="N", type=click.IntRange(1), help="Only the last so many records.")
 @output_options
 def show(session: Session, full: bool, last: int | None, output: str | None) -> None:
     """Show the timeline of a session.
@@ -100,7 +103,7 @@ def _row(record: Record) -> dict[str, Any]:
 @jsonl_option
 def follow(session: Session, is_all: bool, timeout: str | None, full: bool, output: str | None) -> None:
     """Print the records of a session as they are committed, until it ends or Ctrl-C."""
-    from session_middleware.cli.tables import record_line
+    from session_middleware.cli.tables import record_row
 
     last = [] if is_all else session.timeline(last=_SHOWN_RECORDS)
     records = session.follow(after=last[0].seq - 1 if last else 0, timeout=timeout)
@@ -110,7 +113,7 @@ def follow(session: Session, is_all: bool, timeout: str | None, full: bool, outp
             if output:
                 print_lines([_row(record)])
             else:
-                console.print(record_line(record, full=full), soft_wrap=True)
+                console.print(record_row(record, full=full), crop=False)
 
 
 _SHOWN_RECORDS = 10  # before the first new one
@@ -122,7 +125,7 @@ _SHOWN_RECORDS = 10  # before the first new one
     "--session", "session_id", metavar="ID", help="Only messages of this session.", shell_complete=options.complete
 )
 @options.filters
-@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="The most rows to show.")
+@_limit_option(20, 10_000)
 @output_options
 def search(
     sessions: Sessions, query: str, session_id: str | None, where: dict[str, Any], limit: int, output: str | None

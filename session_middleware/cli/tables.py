@@ -219,18 +219,27 @@ def timeline(session: SessionFields, records: Sequence[Record], *, full: bool = 
     tool call has a row, a model call that did not fail, and the event with which a run resumed the session. A
     record of a subgraph begins with the subgraph's path.
     """
-    chosen = [_described(record, full=full) for record in (records if full else _not_repeated(records))]
     facts = facts_of(session)
     del facts["session"]
     rows: list[RenderableType] = []
     day = None
-    for moment, kind, text in chosen:
-        if moment and moment.date() != day:
-            day = moment.date()
+    for record in records if full else _not_repeated(records):
+        if record.moment and (of_record := record.moment.astimezone(UTC).date()) != day:
+            day = of_record
             rows.append(_row("", Text(), Text(day.isoformat(), style="dim")))
-        rows.append(_row(_time_text(moment), _styled(kind), text))
+        rows.append(record_row(record, full=full))
     panel = Panel(facts_grid(facts), border_style="dim", padding=(0, 1), expand=False)
     return Group(_unbroken(_text(session.id, "bold")), panel, *rows)
+
+
+def record_row(record: Record, *, full: bool = False) -> Table:
+    """The time, kind and text of a record; unless `full` long text is cut."""
+    kind = record.role if isinstance(record, Message) else kind_of(record).removesuffix("_call")
+    own_id = record.id if isinstance(record, Run) else record.message_id if isinstance(record, Message) else None
+    shown_id = f"  id {own_id}" if full and own_id else ""
+    text = visible(_path(record) + record.describe(full=full) + shown_id)
+    time = f"{record.moment.astimezone(UTC):%H:%M:%S}" if record.moment else ""
+    return _row(time, _styled(kind), Text(text, style=_style_of(record)))
 
 
 def _row(time: str, kind: Text, text: Text) -> Table:
@@ -239,26 +248,6 @@ def _row(time: str, kind: Text, text: Text) -> Table:
     row = Table.grid(*columns, padding=(0, 2, 0, 0))
     row.add_row(time, kind, text)
     return row
-
-
-def record_line(record: Record, *, full: bool = False) -> Text:
-    """The time, kind and text of a record on one line; with `full` on as many lines as its text has."""
-    moment, kind, text = _described(record, full=full)
-    return Text.assemble(_time_text(moment), "  ", _styled(kind), "  ", text)
-
-
-def _time_text(moment: datetime | None) -> str:
-    return f"{moment:%H:%M:%S}" if moment else " " * 8
-
-
-def _described(record: Record, *, full: bool) -> tuple[datetime | None, str, Text]:
-    """The time, kind and text of a record."""
-    moment = record.moment
-    kind = record.role if isinstance(record, Message) else kind_of(record).removesuffix("_call")
-    own_id = record.id if isinstance(record, Run) else record.message_id if isinstance(record, Message) else None
-    shown_id = f"  id {own_id}" if full and own_id else ""
-    text = visible(_path(record) + record.describe(full=full) + shown_id)
-    return moment and moment.astimezone(UTC), kind, Text(text, style=_style_of(record))
 
 
 def _not_repeated(records: Sequence[Record]) -> Iterable[Record]:
