@@ -266,7 +266,7 @@ class Session(SessionFields):
         return Rows(map(self._changed, reversed(found)), of=SessionInfo)
 
     def edit(self, message_id: str, text: str) -> RunnableConfig:
-        """Edit a user's message: ``graph.invoke(None, session.edit(message_id, text))`` goes on from it.
+        """Edit a user's message: ``graph.invoke(None, session.edit(message_id, text))`` continues from it.
 
         The edit begins a branch with what was said before the message, which is the current branch from now on. The
         other branches remain: see `siblings` and `switch`. Images and other content of the message remain in it, and
@@ -342,7 +342,7 @@ class Session(SessionFields):
         return turns.siblings(found, *at)
 
     def switch(self, branch: str) -> Self:
-        """Make another branch the current one, which `messages`, the state, and the next run go on from.
+        """Make another branch the current one, which `messages`, the state, and the next run continue from.
 
         Args:
             branch: one of `branches`, or ``"main"``.

@@ -61,7 +61,7 @@ class SessionStore(BaseStore):
     item from this; with paths, only the values at these paths are searched. An item put again keeps its
     `created_at`. An expired item is not found, whether or not it was swept.
 
-    Raises, from every method:
+    Raises:
         MemoryAccessDenied: inside a graph, for a namespace that another session, user or group owns.
         InvalidNamespaceError: LangGraph's; periods are allowed in the id of an owned namespace.
         UnserializableValue: for a value that is not JSON; nothing of its batch is stored.

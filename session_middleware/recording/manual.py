@@ -143,13 +143,14 @@ class ManualRecorder:
         ``with session.tool_execution("search", {"q": "tea"}) as execution: execution.result = search("tea")``, or
         ``async with``. An exception of the block is recorded and raised. `tool` does the same for a function.
 
-        Raises, before the block:
+        The exceptions below are raised before the block. Any other error of the recording is logged and counted, and
+        the block runs.
+
+        Raises:
             SessionExpired: the session has expired, and ``on_resume`` is ``"reject"``.
             SessionClosed: the session has ended, and ``on_closed`` is ``"reject"``.
             SessionAccessDenied: the caller may only read the session, or is revoked.
             SessionNotFound: the session was deleted.
-
-        Any other error of the recording is logged and counted, and the block runs.
         """
         return ToolExecution(self, self._tool_start(name, arguments, tool_call_id))
 
