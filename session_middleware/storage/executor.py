@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial, wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
@@ -23,6 +24,7 @@ _BATCH = 64  # the most calls in one transaction
 
 P = ParamSpec("P")
 R = TypeVar("R")
+F = TypeVar("F", bound="Future[Any] | asyncio.Future[Any]")
 
 
 class BatchExecutor(Protocol):
@@ -53,12 +55,12 @@ class StorageExecutor:
             call: The whole operation. It is run again when another call's failure rolls back the transaction.
             patient: No caller waits for the result, so the call waits briefly for another call's commit.
         """
-        future = self._started(lambda: self._queue.add(call, durable=True, patient=patient))
-        return await asyncio.wrap_future(future)
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        return await self._started(lambda: self._queue.add(call, future, durable=True, patient=patient))
 
     def submit(self, call: Callable[[], R]) -> Future[R]:
         """Enqueue a call for the writer thread, whose commit needs no sync, and do not wait."""
-        return self._started(lambda: self._queue.add(call))
+        return self._started(lambda: self._queue.add(call, Future[R]()))
 
     def start(self, call: Callable[[], R]) -> Future[R]:
         """Run a call on a thread, and do not wait."""
@@ -69,7 +71,7 @@ class StorageExecutor:
         """True on the writer thread, which must not wait for its own queue."""
         return self._queue.is_mine
 
-    def _started(self, start: Callable[[], Future[R]]) -> Future[R]:
+    def _started(self, start: Callable[[], F]) -> F:
         if os.getpid() != self._process:  # threads do not survive a fork
             self._start()
         try:
@@ -86,7 +88,11 @@ class _QueuedCall(NamedTuple):
     run: Callable[[], Any]
     durable: bool
     patient: bool
-    future: Future[Any]
+    future: Future[Any] | asyncio.Future[Any]
+
+    def begins(self) -> bool:
+        """Whether the call was not cancelled."""
+        return self.future.set_running_or_notify_cancel() if isinstance(self.future, Future) else not self.future.done()
 
 
 class WriteQueue:
@@ -109,9 +115,11 @@ class WriteQueue:
     def is_mine(self) -> bool:
         return self._ident == threading.get_ident()
 
-    def add(self, call: Callable[[], R], *, durable: bool = False, patient: bool = False) -> Future[R]:
-        """Enqueue a call. One that is cancelled before it starts is not run. Raises `RuntimeError` after `close`."""
-        future: Future[R] = Future()
+    def add(self, call: Callable[[], Any], future: F, *, durable: bool = False, patient: bool = False) -> F:
+        """Enqueue a call, whose outcome the future gets. One that is cancelled before it starts is not run.
+
+        Raises `RuntimeError` after `close`.
+        """
         queued = _QueuedCall(partial(contextvars.copy_context().run, call), durable, patient, future)
         with self._lock:
             self._waiting.append(queued)
@@ -139,18 +147,35 @@ class WriteQueue:
                 batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _BATCH))]
                 if all(queued.patient for queued in self._waiting):
                     self._urgent.clear()
-            batch = [queued for queued in batch if queued.future.set_running_or_notify_cancel()]
+            batch = [queued for queued in batch if queued.begins()]
+            awaited: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Callable[[], Any]]]] = {}
             for queued, outcome in zip(batch, self._outcomes(batch), strict=True):
-                try:
-                    queued.future.set_result(outcome())
-                except BaseException as error:  # noqa: BLE001  # raised to the waiting caller
-                    queued.future.set_exception(error)
+                if isinstance(queued.future, Future):
+                    _settle(queued.future, outcome)
+                else:
+                    awaited.setdefault(queued.future.get_loop(), []).append((queued.future, outcome))
+            for loop, outcomes in awaited.items():  # waking a loop for each call would cost more than the call
+                with suppress(RuntimeError):  # it was closed
+                    loop.call_soon_threadsafe(_settle_all, outcomes)
 
     def _outcomes(self, batch: Sequence[_QueuedCall]) -> list[Callable[[], Any]]:
         try:
             return self._run_batch([queued.run for queued in batch], durable=any(queued.durable for queued in batch))
         except BaseException as error:  # noqa: BLE001  # raised to each waiting caller; the thread continues
             return [partial(_raise, error)] * len(batch)
+
+
+def _settle(future: Future[Any] | asyncio.Future[Any], outcome: Callable[[], Any]) -> None:
+    try:
+        future.set_result(outcome())
+    except BaseException as error:  # noqa: BLE001  # raised to the waiting caller
+        future.set_exception(error)
+
+
+def _settle_all(outcomes: Sequence[tuple[asyncio.Future[Any], Callable[[], Any]]]) -> None:
+    for future, outcome in outcomes:
+        if not future.done():  # else it was cancelled
+            _settle(future, outcome)
 
 
 def _raise(error: BaseException) -> None:

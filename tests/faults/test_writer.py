@@ -107,6 +107,10 @@ def test_a_run_gets_what_was_decided_about_it_when_that_is_committed(database: S
         outcomes[1]()
 
 
+def added(lane: WriteQueue, call: Any) -> asyncio.Future[Any]:
+    return lane.add(call, asyncio.get_running_loop().create_future())
+
+
 async def test_async_calls_share_a_commit_and_come_in_order(database: SqliteDatabase) -> None:
     commits, order = [], []
 
@@ -120,8 +124,7 @@ async def test_async_calls_share_a_commit_and_come_in_order(database: SqliteData
         return number
 
     lane = WriteQueue(together)
-    added = [lane.add(lambda n=n: call(n)) for n in range(100)]
-    assert await asyncio.gather(*map(asyncio.wrap_future, added)) == list(range(100))
+    assert await asyncio.gather(*(added(lane, lambda n=n: call(n)) for n in range(100))) == list(range(100))
     lane.close()
     assert order == list(range(100))
     assert len(commits) < 100
@@ -132,10 +135,10 @@ async def test_a_call_cancelled_before_its_turn_is_not_carried_out_and_its_neigh
     database: SqliteDatabase,
 ) -> None:
     hold, lane = threading.Event(), WriteQueue(lambda calls, durable: database.together(calls))
-    first = asyncio.wrap_future(lane.add(hold.wait))
+    first = added(lane, hold.wait)
     await asyncio.sleep(0)
-    cancelled = asyncio.wrap_future(lane.add(lambda: note(database, "cancelled")))
-    last = asyncio.wrap_future(lane.add(lambda: note(database, "last")))
+    cancelled = added(lane, lambda: note(database, "cancelled"))
+    last = added(lane, lambda: note(database, "last"))
     await asyncio.sleep(0)
     cancelled.cancel()
     hold.set()
@@ -153,8 +156,8 @@ async def test_a_call_that_stops_the_thread_is_told_and_the_lane_goes_on(databas
 
     lane = WriteQueue(lambda calls, durable: database.together(calls))
     with pytest.raises(Stopped):
-        await asyncio.wrap_future(lane.add(stop))
-    assert await asyncio.wrap_future(lane.add(lambda: note(database, "after"))) == "after"
+        await added(lane, stop)
+    assert await added(lane, lambda: note(database, "after")) == "after"
     lane.close()
 
 
