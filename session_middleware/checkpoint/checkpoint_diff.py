@@ -11,14 +11,14 @@ from __future__ import annotations
 import random
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from operator import itemgetter
 from typing import Any, TypeAlias
 
 from langchain_core.messages import BaseMessage
 from langgraph._internal._constants import PREVIOUS
-from langgraph.checkpoint.base import ChannelVersions
+from langgraph.checkpoint.base import ChannelVersions, Checkpoint
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
@@ -27,7 +27,7 @@ from langgraph.constants import END, START
 from session_middleware.checkpoint.codec import dump, dump_list, input_name, is_input
 from session_middleware.checkpoint.langchain_messages import id_of, is_from_assistant, is_from_user, is_message
 from session_middleware.checkpoint.packing import MESSAGES, array_header, is_plain, pack, pack_natively
-from session_middleware.checkpoint.parent_cache import CachedCheckpoint, CachedListRef, Fingerprints
+from session_middleware.checkpoint.parent_cache import CachedCheckpoint, CachedListRef, CheckpointCache, Fingerprints
 from session_middleware.checkpoint.serde import StrictSerializer
 from session_middleware.storage.checkpoint_types import Blob, ListPut, ListRef
 from session_middleware.storage.jsonable import is_a
@@ -46,8 +46,8 @@ class CheckpointDiff:
     Args:
         serde: Serialises the new values.
         parent: The parent checkpoint, if there is one.
-        others: Returns lists of the session, with which a new list may share its beginning.
-        encoded_of: Returns the encoded elements of a list, if they are cached.
+        cache: Has the encoded elements of lists.
+        session_id: The session with whose cached lists a new list may share its beginning; ``None``: with no list.
         is_outermost: The checkpoint is the thread's own, and not a subgraph's.
     """
 
@@ -55,15 +55,15 @@ class CheckpointDiff:
         self,
         serde: SerializerProtocol,
         parent: CachedCheckpoint | None,
-        others: Callable[[], Sequence[CachedListRef]],
-        encoded_of: Callable[[CachedListRef], bytes | None],
+        cache: CheckpointCache,
+        session_id: str | None,
         *,
         is_outermost: bool = False,
     ) -> None:
         self._serde = serde
         self._parent = parent
-        self._others = others
-        self._encoded_of = encoded_of
+        self._cache = cache
+        self._session_id = session_id
         self._is_outermost = is_outermost
         self.inherited: list[str] = []
         self.values: dict[str, Blob | ListPut | None] = {}
@@ -97,17 +97,18 @@ class CheckpointDiff:
             else:
                 self._new.append((new, fingerprint))
 
-    def inherit(self, name: str, version: Any) -> bool:
-        """Inherit the parent's value of a channel if it has this version. Returns whether it has."""
-        if self._parent is None or not self._parent.holds(name, version):
-            return False
-        self.inherited.append(name)
-        if name == START:
-            self.inherited += filter(is_input, self._parent.names)
-        return True
+    def add_all(self, checkpoint: Checkpoint, new_versions: ChannelVersions) -> None:
+        """Inherit the values of channels whose version the parent has too, and add the others."""
+        versions, parent = checkpoint["channel_versions"], self._parent
+        for name, value in checkpoint["channel_values"].items():
+            if name in new_versions or parent is None or not parent.holds(name, versions.get(name)):
+                self._add(name, value)
+            else:
+                self.inherited.append(name)
+                if name == START:
+                    self.inherited += filter(is_input, parent.names)
 
-    def add(self, name: str, value: Any) -> None:
-        """Add a new value of a channel."""
+    def _add(self, name: str, value: Any) -> None:
         if value is None:
             self.values[name] = None
         elif type(value) is list:
@@ -129,16 +130,21 @@ class CheckpointDiff:
 
     def _add_list(self, name: str, value: list[Any]) -> None:
         parent = self._parent.lists.get(name) if self._parent else None
-        known = (parent.fingerprints, self._encoded_of(parent)) if parent else ()
+        known = (parent.fingerprints, self._cache.encoded_of(parent)) if parent else ()
         found = self.fingerprints[name] = fingerprints(value, self._serde, *known)
         base, kept = parent, common_prefix_length(found, parent.fingerprints) if parent else 0
         shared = kept
         if not kept:
-            base, shared = _longest_prefix(found, self._others())
+            base, shared = _longest_prefix(found, self._others)
         tail = dump_list(name, value[shared:], self._serde)
         self.values[name] = ListPut(base.ref if base else None, shared, tail, is_parents=base is parent)
         if not is_input(name):
             self._find_messages(name, value, found, parent, kept)
+
+    @property
+    def _others(self) -> Sequence[CachedListRef]:
+        """The lists with which a new list may share its beginning."""
+        return () if self._session_id is None else self._cache.lists(self._session_id)
 
     def _find_messages(
         self, name: str, value: list[Any], found: array[int], parent: CachedListRef | None, start: int
@@ -146,7 +152,7 @@ class CheckpointDiff:
         """Find the messages of a list that the record does not have. The first `start` elements are the parent's."""
         recorded = parent
         if parent is None and not self._is_outermost:  # a subgraph's first list may repeat a recorded list
-            recorded, start = _longest_prefix(found, [each for each in self._others() if not each.is_input])
+            recorded, start = _longest_prefix(found, [each for each in self._others if not each.is_input])
         if self._is_outermost and name in _WHOLE and self._is_of_this_run(name, value, found, parent):
             recorded, start = None, 0
         new = new_elements(value, found, recorded.fingerprints if recorded else array("q"), start)
@@ -235,7 +241,7 @@ def fingerprints(
     is_known = parent is not None and beginning is not None and packed.startswith(beginning, start)
     known = parent if parent is not None and is_known else _NONE
     found, new = Fingerprints("q", known), elements[len(known) :]
-    found.extend([hash(pack_natively(_parts(element))) for element in new])
+    found.extend(map(hash, map(pack_natively, map(_parts, new))))
     found.is_plain = known.is_plain and isinstance(inner, StrictSerializer) and all(map(is_plain, new))
     found.encoded = packed[start:]
     found.size = len(found.encoded)
@@ -249,9 +255,9 @@ _NONE.is_plain = True
 def _parts(element: Any) -> tuple[Any, ...]:
     """What is encoded of an element: of a message an equivalent that is faster to encode than its stored form."""
     kind = type(element)
+    if kind in MESSAGES and not element.__pydantic_extra__:
+        return id(kind), element.__dict__
     if is_a(element, BaseMessage):
-        if kind in MESSAGES and not element.__pydantic_extra__:
-            return id(kind), element.__dict__
         return -id(kind), element.__dict__, element.__pydantic_extra__
     if kind is bytearray or kind is bytes:  # stored with different type tags, but packed alike
         return kind.__name__, element

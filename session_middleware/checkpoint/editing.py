@@ -8,16 +8,15 @@ message edited in it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from langchain_core.messages import BaseMessage, RemoveMessage
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import Checkpoint, CheckpointMetadata, CheckpointTuple
-from langgraph.checkpoint.base.id import uuid6
+from langgraph.checkpoint.base import CheckpointMetadata, CheckpointTuple
 from langgraph.constants import START
 
 from session_middleware.checkpoint.langchain_messages import id_of, is_from_user
+from session_middleware.checkpoint.repair import with_values
 from session_middleware.errors import InvalidArgument
 from session_middleware.storage.jsonable import stored_id
 from session_middleware.storage.types import MessagePoint
@@ -80,15 +79,8 @@ def _put_beside(
             break
         parent, step = before.parent_config, _step(before)  # it waits for an input that was discarded
     version = saver.get_next_version(max(stored["channel_versions"].values()), None)
-    new_versions = dict.fromkeys(changed, version)
-    checkpoint: Checkpoint = {
-        **stored,
-        "id": str(uuid6(clock_seq=step)),
-        "ts": datetime.now(UTC).isoformat(),
-        "channel_values": stored["channel_values"] | changed,
-        "channel_versions": stored["channel_versions"] | new_versions,
-        "updated_channels": sorted({*(stored.get("updated_channels") or ()), *changed}),
-    }
+    checkpoint, new_versions = with_values(stored, changed, version=version, step=step)
+    checkpoint["updated_channels"] = sorted({*(stored.get("updated_channels") or ()), *changed})
     kept = {name: value for name, value in original.metadata.items() if name in _KEPT}
     metadata = cast("CheckpointMetadata", {"source": "fork", **kept, "step": step})
     parent_id = None if parent is None else parent["configurable"]["checkpoint_id"]

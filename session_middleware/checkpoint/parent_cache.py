@@ -95,9 +95,8 @@ class CheckpointCache:
             for cached in checkpoint.lists.values():
                 if (data := cached.fingerprints.encoded) is not None:
                     cached.fingerprints.encoded = None
-                    self._drop(cached.ref.list_id)
+                    self._size += len(data) - len(self._packed.pop(cached.ref.list_id, _EMPTY).data)
                     self._packed[cached.ref.list_id] = PackedList(cached.ref, data, cached.fingerprints.is_plain)
-                    self._size += len(data)
             while self._size > _MAX_BYTES:
                 self._drop(next(iter(self._packed)))
 
@@ -127,8 +126,8 @@ class CheckpointCache:
                 self._drop(each.ref.list_id)
 
     def _drop(self, list_id: int) -> None:
-        if (packed := self._packed.pop(list_id, None)) is not None:
-            self._size -= len(packed.data)
+        self._size -= len(self._packed.pop(list_id, _EMPTY).data)
 
 
 _NONE: OrderedDict[tuple[str, str], CachedCheckpoint] = OrderedDict()
+_EMPTY = PackedList(ListRef(0, 0, 0), b"", is_plain=True)

@@ -170,20 +170,28 @@ def child_of(
     found: CheckpointTuple, changed: dict[str, Any], *, version: Any
 ) -> tuple[Checkpoint, CheckpointMetadata, ChannelVersions]:
     """A child checkpoint with changed values and without pending tasks, which new input ends."""
-    before, step = found.checkpoint, found.metadata.get("step", -1) + 1
-    values = before["channel_values"]
-    ended = [name for name in values if name == _TASKS or name.startswith(_ROUTE)]
+    step = found.metadata.get("step", -1) + 1
+    ended = [name for name in found.checkpoint["channel_values"] if name == _TASKS or name.startswith(_ROUTE)]
+    checkpoint, new_versions = with_values(found.checkpoint, changed, ended, version=version, step=step)
+    metadata: CheckpointMetadata = {"source": "update", "step": step, "parents": found.metadata.get("parents", {})}
+    return checkpoint, metadata, new_versions
+
+
+def with_values(
+    before: Checkpoint, changed: dict[str, Any], ended: Collection[str] = (), *, version: Any, step: int
+) -> tuple[Checkpoint, ChannelVersions]:
+    """A new checkpoint with changed values, and without those of the channels that have `ended`."""
     new_versions = dict.fromkeys([*changed, *ended], version)
+    values = {name: value for name, value in before["channel_values"].items() if name not in ended}
     checkpoint: Checkpoint = {
         **before,
         "id": str(uuid6(clock_seq=step)),
         "ts": datetime.now(UTC).isoformat(),
-        "channel_values": {name: value for name, value in values.items() if name not in ended} | changed,
+        "channel_values": values | changed,
         "channel_versions": before["channel_versions"] | new_versions,
         "updated_channels": sorted(new_versions),
     }
-    metadata: CheckpointMetadata = {"source": "update", "step": step, "parents": found.metadata.get("parents", {})}
-    return checkpoint, metadata, new_versions
+    return checkpoint, new_versions
 
 
 def _is_waiting(found: CheckpointTuple) -> bool:

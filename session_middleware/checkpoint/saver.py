@@ -54,8 +54,8 @@ from session_middleware.storage.run import RunContext
 
 _PAGE = 32  # checkpoints that `list` reads at a time
 _WIDE_PAGE = 256  # the same for all namespaces: each page scans all of them
+Page: TypeAlias = list[CheckpointTuple]
 Writes: TypeAlias = list[tuple[str, str, Any]]  # task id, channel and value
-Page: TypeAlias = tuple[list[CheckpointTuple], Key | None]  # the key after which the next page begins, if any
 
 
 class CheckpointListener(Protocol):
@@ -157,13 +157,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
         """Checkpoints, newest first over all threads and namespaces. No transaction stays open between them."""
-        after: Key | None = None
-        while limit is None or limit > 0:
-            page, after = self._page(config, filter, before, limit, after)
+        for page in self._pages(config, filter, before, limit):
             yield from page
-            limit = None if limit is None else limit - len(page)
-            if after is None:
-                return
 
     async def alist(
         self,
@@ -173,51 +168,46 @@ class SessionSaver(BaseCheckpointSaver[int]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
-        after: Key | None = None
-        while limit is None or limit > 0:
-            page, after = await self._offload.run(self._page, config, filter, before, limit, after)
+        pages = self._pages(config, filter, before, limit)
+        while (page := await self._offload.run(next, pages, None)) is not None:
             for found in page:
                 yield found
-            limit = None if limit is None else limit - len(page)
-            if after is None:
-                return
 
-    def _page(
+    def _pages(
         self,
         config: RunnableConfig | None,
         filter: dict[str, Any] | None,
         before: RunnableConfig | None,
         limit: int | None,
-        after: Key | None,
-    ) -> Page:
-        """The next page of matching checkpoints, at most `limit`."""
+    ) -> Iterator[Page]:
+        """The matching checkpoints, some at a time, at most `limit`."""
         configurable = config["configurable"] if config else {}
         context = self._contexts.context_for_write(configurable) if config else None
-        if context is not None and self._storage.authorize(context) is None:
-            return [], None
         rest = {**(filter or {})}
-        owner: dict[str, Any] = {
-            name: rest.pop(name) for name in ("user_id", "group_id") if name in rest
-        }  # metadata does not have it
-        size = _PAGE if "checkpoint_ns" in configurable else _WIDE_PAGE
-        size = size if limit is None else min(limit, size)
+        owner: dict[str, Any] = {name: rest.pop(name) for name in ("user_id", "group_id") if name in rest}
         if any(value is not None and (not isinstance(value, str) or clean(value) != value) for value in owner.values()):
-            return [], None  # no session has such an owner
-        rows = self._storage.list_checkpoints(
-            CheckpointFilter(
-                context.session_id if context else None,
-                configurable.get("checkpoint_ns"),
-                get_checkpoint_id(config) if config else None,
-                get_checkpoint_id(before) if before else None,
-                after,
-                owner,
-            ),
-            limit=size,
-            matches=partial(codec.matches, filter=rest, serde=self.serde) if rest else None,
+            return  # no session has such an owner
+        where = CheckpointFilter(
+            context.session_id if context else None,
+            configurable.get("checkpoint_ns"),
+            get_checkpoint_id(config) if config else None,
+            get_checkpoint_id(before) if before else None,
+            owner=owner,
         )
-        identity, listed = context.identity if context else Identity(), dict[int, PackedList]()
-        page = [self._tuple(row, identity, listed=listed) for row in rows]
-        return page, rows[-1].key if len(rows) == size else None
+        matches = partial(codec.matches, filter=rest, serde=self.serde) if rest else None
+        identity = context.identity if context else Identity()
+        most = _PAGE if "checkpoint_ns" in configurable else _WIDE_PAGE
+        while limit is None or limit > 0:
+            if context is not None and self._storage.authorize(context) is None:
+                return
+            size = most if limit is None else min(limit, most)
+            rows = self._storage.list_checkpoints(where, limit=size, matches=matches)
+            listed: dict[int, PackedList] = {}
+            yield [self._tuple(row, identity, listed=listed) for row in rows]
+            if len(rows) < size:
+                return
+            where = where._replace(after=rows[-1].key)
+            limit = None if limit is None else limit - size
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -349,7 +339,9 @@ class SessionSaver(BaseCheckpointSaver[int]):
         key = context.session_id, conf.get("checkpoint_ns", ""), checkpoint["id"]
         parent_id = get_checkpoint_id(config)
         parent = self._parent((*key[:2], parent_id), reread=reread_parent) if parent_id else None
-        diff = self._diff(key, checkpoint, new_versions, parent, shares_others=not reread_parent)
+        session_id = None if reread_parent else key[0]
+        diff = CheckpointDiff(self.serde, parent, self._checkpoint_cache, session_id, is_outermost=not key[1])
+        diff.add_all(checkpoint, new_versions)
         own = codec.own_metadata(config, metadata)
         versions, values = checkpoint["channel_versions"], checkpoint["channel_values"]
         rest: dict[str, Any] = {**checkpoint}
@@ -393,25 +385,6 @@ class SessionSaver(BaseCheckpointSaver[int]):
         if cached is not None or (stored := self._storage.get_checkpoint(*key)) is None:
             return cached
         return self._cache(stored, self._tuple(stored, Identity()).checkpoint)
-
-    def _diff(
-        self,
-        key: Key,
-        checkpoint: Checkpoint,
-        new_versions: ChannelVersions,
-        parent: CachedCheckpoint | None,
-        *,
-        shares_others: bool,
-    ) -> CheckpointDiff:
-        """What the parent does not have. A new list may share the beginning of a cached one if it `shares_others`."""
-        others = partial(self._checkpoint_cache.lists, key[0]) if shares_others else tuple
-        encoded_of = self._checkpoint_cache.encoded_of
-        diff = CheckpointDiff(self.serde, parent, others, encoded_of, is_outermost=not key[1])
-        versions = checkpoint["channel_versions"]
-        for name, value in checkpoint["channel_values"].items():
-            if name in new_versions or not diff.inherit(name, versions.get(name)):
-                diff.add(name, value)
-        return diff
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""

@@ -2,8 +2,8 @@
 
 A reference to a value, in the JSON of `checkpoints.channels` and `writes.value`, is ``null`` for ``None``, a digest
 in hexadecimal, or ``{type: base64}`` for a short value. A short value costs less where it is than as a row of its
-own: `INLINE_BYTES` holds for checkpoints, each of which repeats the references of its parent, `INLINE_INPUT_BYTES` for
-the input of a graph, which only one checkpoint has, and `INLINE_WRITE_BYTES` for writes.
+own: `INLINE_BYTES` holds for checkpoints, each of which repeats the references of its parent, `INLINE_ONCE_BYTES` for
+writes, and for the input of a graph, which only one checkpoint has.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from session_middleware.storage.sql.session_state import SessionWrite
 
 INLINE_BYTES = 64
-INLINE_INPUT_BYTES = 512
-INLINE_WRITE_BYTES = 512
+INLINE_ONCE_BYTES = 512
 _ROWS = 16  # read by one statement, at most
 
 Reference: TypeAlias = str | dict[str, str] | None

@@ -28,8 +28,7 @@ from session_middleware.storage.checkpoint_types import (
 from session_middleware.storage.sql.checkpoints import latest_checkpoint
 from session_middleware.storage.sql.checkpoints.blobs import (
     INLINE_BYTES,
-    INLINE_INPUT_BYTES,
-    INLINE_WRITE_BYTES,
+    INLINE_ONCE_BYTES,
     BlobReader,
     CorruptRow,
     put_blobs,
@@ -68,7 +67,7 @@ def put(write: SessionWrite, put: CheckpointPut, branch: str | None, seq: int | 
         if isinstance(value, ListPut):
             channels[name] = lists[name] = put_list(write, value, blobs)
         else:
-            inline_bytes = INLINE_INPUT_BYTES if name == _INPUT else INLINE_BYTES
+            inline_bytes = INLINE_ONCE_BYTES if name == _INPUT else INLINE_BYTES
             channels[name] = None if value is None else refer(value, blobs, inline_bytes)
     if blobs:
         put_blobs(write, blobs)
@@ -112,27 +111,24 @@ def put_writes(write: SessionWrite, put: WritesPut) -> None:
     """Store a task's writes. Of a write that is stored already, only a special one is replaced."""
     key = (put.context.session_id, put.checkpoint_ns, put.checkpoint_id)
     blobs: dict[bytes, Blob] = {}
-    rows: list[WriteRow] = []
+    rows: list[tuple[Any, ...]] = []
     for idx, channel, value in put.writes:
         reference = "null"
         if isinstance(value, Blob):
-            reference = _json(refer(value, blobs, INLINE_WRITE_BYTES))
+            reference = _json(refer(value, blobs, INLINE_ONCE_BYTES))
         elif value is not None:
-            reference = _json([(refer(chunk.blob, blobs, INLINE_WRITE_BYTES), chunk.length) for chunk in value])
-        rows.append(WriteRow(write.state.home, *key, put.task_id, idx, put.task_path, channel, reference))
+            reference = _json([(refer(chunk.blob, blobs, INLINE_ONCE_BYTES), chunk.length) for chunk in value])
+        row = sealed(WriteRow(write.state.home, *key, put.task_id, idx, put.task_path, channel, reference))
+        if idx >= 0:
+            rows.append(row)
+        else:
+            write.execute(_REPLACE, row)
     if blobs:
         put_blobs(write, blobs)
-    plain: list[tuple[Any, ...]] = []
-    for row in rows:
-        if row.idx >= 0:
-            plain.append(sealed(row))
-        else:
-            write.execute(_REPLACE, sealed(row))
-    write.insert("writes", WriteRow._fields, plain, _KEEP)
+    write.insert("writes", WriteRow._fields, rows, "ON CONFLICT DO NOTHING")
     latest_checkpoint.count_writes(write, key)
 
 
-_KEEP = "ON CONFLICT DO NOTHING"
 _REPLACE = f"""
     INSERT INTO writes VALUES ({", ".join("?" * len(WriteRow._fields))})
     ON CONFLICT (home, session_id, checkpoint_ns, checkpoint_id, task_id, idx)
