@@ -68,15 +68,15 @@ class PickleMachine(Machine):
 
 
 class TestEqual(Machine.TestCase):
-    settings = few(20)
+    settings = few(12)
 
 
 class TestEqualWhenEncrypted(EncryptedMachine.TestCase):
-    settings = few(4)
+    settings = few(2)
 
 
 class TestEqualWithTheUsersSerializer(PickleMachine.TestCase):
-    settings = few(4)
+    settings = few(3)
 
 
 # Single cases
