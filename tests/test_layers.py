@@ -136,7 +136,7 @@ def test_the_package_itself_is_imported_by_outer_layers_only() -> None:
     assert importing <= {"integrations", "importers", "cli"}
 
 
-SHARED = ("callers", "fastapi_errors", "open_runs", "opentelemetry_spans")
+SHARED = ("callers", "cursors", "fastapi_errors", "open_runs", "opentelemetry_spans")
 
 
 def test_integrations_and_importers_do_not_import_each_other() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import re
@@ -524,13 +525,16 @@ async def test_a_mistake_is_one_sentence_that_says_what_to_do(
     assert len(refused) < 400
 
 
+def place(moment: str) -> str:
+    return base64.urlsafe_b64encode(json.dumps(["activity", "s", moment]).encode()).decode().rstrip("=")
+
+
 NASTY: list[Any] = [
-    *(None, "", "a\0b", "x" * 1_000_000, -1, 10**30, [None], {"a\0": {"b": [None, {"c": "\0"}]}}, "null", float("nan")),
+    *(None, "", "a\0b", "x" * 100_000, -1, 10**30, [None], {"a\0": {"b": [None, {"c": "\0"}]}}, "null", float("nan")),
     *(
         "before:999999999999999999",
-        "9999-12-31T23:59:59Z s",
-        "0001-01-01T00:00:00+14:00 s",
         "0001-01-01T00:00:00+14:00",
+        *map(place, ("9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z")),
     ),
 ]
 

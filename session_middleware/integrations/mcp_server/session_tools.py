@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from mcp.server.mcpserver.exceptions import ToolError
-from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, Field
 
-from session_middleware.errors import SessionNotFound
+from session_middleware.errors import InvalidArgument, SessionNotFound
+from session_middleware.integrations.cursors import cursor_of, place_of
 from session_middleware.integrations.mcp_server.answers import (
     VALUE_CHARACTERS,
     Cleanup,
@@ -37,7 +37,7 @@ from session_middleware.integrations.mcp_server.registration import (
     SessionId,
     tool,
 )
-from session_middleware.models import Moment, SessionInfo, Status, ToolCall, to_text
+from session_middleware.models import Status, ToolCall
 from session_middleware.session import Session
 from session_middleware.sessions import Sessions
 from session_middleware.user_sessions import UserSessions
@@ -156,28 +156,12 @@ def owner_of(user_id: str | None) -> str:
 
 
 async def _page(limit: int, cursor: str | None, **where: Any) -> SessionPage:
-    found = await current_access().alist(limit=limit + 1, after=_after(cursor), **where)
-    return page_of(found[:limit], _cursor(found[limit - 1]) if len(found) > limit else None)
-
-
-def _cursor(last: Session) -> str:
-    return f"{to_text(last.last_active_at)} {last.id}"
-
-
-_moment = TypeAdapter(Annotated[Moment, Field(ge=datetime(1000, 1, 1, tzinfo=UTC))])
-
-
-def _after(cursor: str | None) -> SessionInfo | None:
-    """The last session of the page before, as that page had it."""
-    if cursor is None:
-        return None
-    moment, _, session_id = cursor.partition(" ")
     try:
-        at: datetime = _moment.validate_python(moment)
-        ids = {"id": session_id, "family_id": session_id}
-        return SessionInfo.model_validate(ids | {"created_at": at, "last_active_at": at})
-    except ValidationError:
+        after = place_of(cursor)
+    except InvalidArgument:
         raise ToolError("this is no cursor of this tool; leave cursor out to get the first page") from None
+    found = await current_access().alist(limit=limit + 1, after=after, **where)
+    return page_of(found[:limit], cursor_of(found[limit - 1]) if len(found) > limit else None)
 
 
 @tool(REPLACES, "Change a session")

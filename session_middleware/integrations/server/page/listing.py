@@ -1,18 +1,15 @@
-"""The list of sessions: its filters as they are in an address, and the place where a page of it ends."""
+"""The list of sessions: its filters as they are in an address."""
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, get_args
 from urllib.parse import urlencode
 
 from session_middleware.errors import InvalidArgument
-from session_middleware.models import SessionInfo, SessionOrder, Status, utc_now
-from session_middleware.session import Session
+from session_middleware.models import SessionOrder, Status
 
 STATUSES: tuple[str, ...] = ("open", *get_args(Status))
 ORDERS: Mapping[SessionOrder, str] = {
@@ -86,27 +83,3 @@ def _label(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         parsed = value
     return {key.strip(): parsed if isinstance(parsed, str | int | float) else value}
-
-
-def cursor_of(session: Session, order: SessionOrder) -> str:
-    """The place after a session in this order, as text in an address. It holds if the session changes or is deleted."""
-    key = {"title": session.title, "creation": session.created_at, "activity": session.last_active_at}[order]
-    place = [order, session.id, key.isoformat() if isinstance(key, datetime) else key]
-    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
-
-
-def place_of(cursor: str, order: SessionOrder) -> SessionInfo | None:
-    """The place that a cursor names, for ``list(after=…)``. Raises `InvalidArgument`."""
-    if not cursor:
-        return None
-    try:
-        padded = cursor + "=" * (-len(cursor) % 4)
-        named, session_id, key = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-        at = utc_now() if order == "title" else datetime.fromisoformat(key)
-        if named != order or at.tzinfo is None:
-            raise ValueError(named)
-        title = key if order == "title" else None
-        fields = {"id": session_id, "family_id": session_id, "title": title, "created_at": at, "last_active_at": at}
-        return SessionInfo.model_validate(fields)
-    except (ValueError, TypeError, RecursionError) as error:  # of base64, of JSON, of a moment or of pydantic
-        raise InvalidArgument("after", cursor, wanted="the cursor of a page of the same list") from error

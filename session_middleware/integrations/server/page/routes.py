@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from session_middleware.errors import InvalidArgument, SessionError, SessionNotFound
+from session_middleware.integrations import cursors
 from session_middleware.integrations.server.identity import Access, CurrentCaller
 from session_middleware.integrations.server.page import branches, conversation, formatting, listing, trace, usage
 from session_middleware.integrations.server.page.conversation import Place
@@ -87,7 +88,7 @@ async def sessions(
     hits: Sequence[SearchHit] = []
     total, problem = 0, None
     try:
-        place = listing.place_of(query.after, order)
+        place = cursors.place_of(query.after, order)
         found = await access.alist(order=order, limit=listing.PAGE + 1, after=place, **query.filters)
         total = await access.acount(**query.filters)
         if query.searches_messages:
@@ -95,7 +96,7 @@ async def sessions(
     except InvalidArgument as error:
         problem = str(error)
     rows = found[: listing.PAGE]
-    following = listing.cursor_of(rows[-1], order) if len(found) > listing.PAGE else ""
+    following = cursors.cursor_of(rows[-1], order) if len(found) > listing.PAGE else ""
     return page.response(
         "list.html",
         status=200 if problem is None else 422,
