@@ -335,21 +335,21 @@ def test_a_thread_is_the_same_on_each_process_of_one_database(served_twice: tupl
         assert other.store.search_items(["user"] + ["alice"], filter={"n": 1})["items"][0]["key"] == "k"
 
 
-@pytest.mark.parametrize(
-    ("body", "sentence"),
-    [
-        (b"{", "the body is not JSON"),
-        (b"[]", "the body: input should be"),
-        (b'{"metadata": {"a": ' + b"[" * 500 + b"]" * 500 + b"}}", "metadata: input is nested more than 100 levels"),
-        (b'{"ttl": {"ttl": -1}}', "ttl"),
-        (b'{"thread_id": "\\ud83d"}', "thread_id: input should be a valid string"),
-    ],
+UNCLEAR = (
+    (b"{", "the body is not JSON"),
+    (b"[]", "the body: input should be"),
+    (b'{"metadata": {"a": ' + b"[" * 500 + b"]" * 500 + b"}}", "metadata: input is nested more than 100 levels"),
+    (b'{"ttl": {"ttl": -1}}', "ttl"),
+    (b'{"thread_id": "\\ud83d"}', "thread_id: input should be a valid string"),
 )
-def test_a_body_that_cannot_be_meant_changes_nothing(served: str, body: bytes, sentence: str) -> None:
+
+
+def test_a_body_that_cannot_be_meant_changes_nothing(served: str) -> None:
     with httpx.Client(base_url=served, headers={"x-user": "careless", "content-type": "application/json"}) as http:
-        refused = http.post("/threads", content=body)
-        assert refused.status_code == 422
-        assert sentence in refused.json()["detail"]
+        for body, sentence in UNCLEAR:
+            refused = http.post("/threads", content=body)
+            assert refused.status_code == 422
+            assert sentence in refused.json()["detail"]
         assert http.post("/threads/search", json={}).json() == []
 
 
