@@ -40,8 +40,7 @@ CORE   := \
 SERVED := \
 	integrations/server/test_application integrations/server/test_assistants integrations/server/test_metrics \
 	integrations/server/test_store integrations/server/test_threads \
-	integrations/test_fastapi_errors integrations/test_mcp_middleware integrations/test_opentelemetry_spans \
-	integrations/test_session_client
+	integrations/test_mcp_middleware integrations/test_opentelemetry_spans integrations/test_session_client
 # Left out of them: PostgreSQL and tests of several processes, which differ in no release; names that only later
 # conventions of OpenTelemetry have; and the state of an unknown subgraph, which LangGraph 1.2.4 refuses to read.
 NOT_SERVED := postgres or several_processes or each_process or unknown_subgraph or conventions or handler_given_twice \
@@ -87,7 +86,7 @@ faults: $(VENV)/dev.stamp
 floors: $(FLOORS)/floors.stamp
 	$(FLOORS)/bin/python -m pytest -n auto --dist worksteal $(CORE:%=tests/%.py) -k "not postgres or test_checkpoints or test_follow"
 	$(FLOORS)-servers/bin/python -m pytest -n auto --dist worksteal $(SERVED:%=tests/%.py) -k "not ($(NOT_SERVED))"
-	$(FLOORS)-openai-agents/bin/python -m pytest tests/integrations/test_openai_items.py
+	$(FLOORS)-openai-agents/bin/python -m pytest tests/integrations/test_openai_items.py tests/integrations/test_fastapi_errors.py
 
 docs: $(VENV)/dev.stamp
 	$(BIN)/python notebooks/execute.py
@@ -118,7 +117,7 @@ $(FLOORS)/floors.stamp: pyproject.toml
 	$(UV) --python $(FLOORS)-servers --resolution lowest-direct 'opentelemetry-sdk>=1.30' \
 		--editable '.[chat,client,fastmcp,mcp,opentelemetry,postgres,server]'
 	$(UV) --python $(FLOORS)-servers --group core-tests 'httpx-sse>=0.4' 'langgraph-sdk>=0.4'
-	$(UV) --python $(FLOORS)-openai-agents --resolution lowest-direct --editable '.[openai-agents,postgres]' 'openai>=2.9'
+	$(UV) --python $(FLOORS)-openai-agents --resolution lowest-direct --editable '.[fastapi,openai-agents,postgres]' 'openai>=2.9'
 	$(UV) --python $(FLOORS)-openai-agents --group core-tests
 	touch $@
 
