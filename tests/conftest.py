@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from session_middleware import Sessions
 from session_middleware.settings import load_settings
@@ -25,6 +26,9 @@ from tests.support.pairwise import ENGINES
 from tests.support.pgbouncer import pooled
 from tests.support.postgres import Server, start
 from tests.support.queries import counters, rows
+
+hypothesis_settings.register_profile("any machine", deadline=None)  # no test asserts a time
+hypothesis_settings.load_profile("any machine")
 
 OpenSessions = Callable[..., Sessions]
 
