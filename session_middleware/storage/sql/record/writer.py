@@ -53,6 +53,8 @@ def write(
     """
     run.begin_recording()
     point, counters = BranchPoint(), write.counters
+    if entries:
+        entries = [message_rows.cleaned(each) if isinstance(each, MessageEntry) else each for each in entries]
     if put is not None:
         point = branches.place_put(write, run, put, now)
         put = put._replace(messages=[*map(message_rows.cleaned, put.messages)])
@@ -160,7 +162,7 @@ def _append(write: SessionWrite, run: RunWrite, entries: Iterable[Entry], now: d
     for kind, some in itertools.groupby(entries, type):
         if kind is MessageEntry:  # successive messages are one batch
             messages: Iterable[Any] = some
-            message_rows.append(write, run, [*map(message_rows.cleaned, messages)], now)
+            message_rows.append(write, run, [*messages], now)
             continue
         for entry in some:
             if isinstance(entry, HistoryEntry):
