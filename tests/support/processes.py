@@ -10,6 +10,7 @@ import atexit
 import gc
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -127,10 +128,11 @@ def run(
 
 @cache
 def _nursery() -> str:
-    """The address of the process they are forked from. It lives as long as this one."""
+    """The address of the process they are forked from, which ends with this one, however this one ends."""
     address = str(Path(tempfile.mkdtemp(prefix="nursery-")) / "s")
     nursery = subprocess.Popen(
         [sys.executable, __file__, address],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
@@ -150,12 +152,13 @@ def _serve(address: str) -> list[str]:
     listening.listen(64)
     print("ready", flush=True)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those in between
-    while True:
+    while listening in select.select([listening, sys.stdin], [], [])[0]:  # its input ends with the process of the tests
         asking, _ = listening.accept()
         if os.fork() == 0:
             listening.close()
             return _bear(asking)
         asking.close()
+    os._exit(0)
 
 
 def _bear(asking: socket.socket) -> list[str]:
