@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,10 @@ from tests.conftest import Clock, OpenSessions
 from tests.support import agents
 from tests.support.agents import human, said
 
-
-@pytest.fixture
-def open_sessions(tmp_path: Path, clock: Clock) -> Iterator[OpenSessions]:
-    opened: list[Sessions] = []
-
-    def open_(**settings: Any) -> Sessions:
-        given = {"idle_timeout": "30m", "clock": clock, "sweep_interval": None} | settings
-        opened.append(Sessions(tmp_path / "sessions.db", **given))
-        return opened[-1]
-
-    yield open_
-    assert opened[-1].check() == []
-    for sessions in opened:
-        sessions.close()
+pytestmark = [
+    pytest.mark.sessions(idle_timeout="30m", sweep_interval=None),
+    pytest.mark.usefixtures("clock", "consistent"),
+]
 
 
 def expired(sessions: Sessions, clock: Clock) -> Any:
@@ -112,21 +102,22 @@ def test_a_session_that_expired_because_of_the_limit_goes_with_the_next_sweep(
     assert sessions.explain("a").reason == "limit"
 
 
-def test_a_session_whose_state_is_damaged_expires_unpruned_beside_the_others(tmp_path: Path, clock: Clock) -> None:
-    path = tmp_path / "sessions.db"
-    with Sessions(path, clock=clock, on_expire="prune", idle_timeout="30m", sweep_interval=None) as sessions:
-        graph = sessions.attach(agents.chat())
-        for name in "abc":
-            for text in ("one", "two"):
-                graph.invoke(human(text), sessions.config(name))
-        with sqlite3.connect(path) as connection:
-            connection.execute("UPDATE checkpoints SET channels = '{' WHERE session_id = 'b'")
-        connection.close()
-        clock.advance(hours=1)
-        assert sorted(swept(sessions)) == [(name, "idle_timeout", "prune") for name in "abc"]
-        assert swept(sessions) == []
-        counts = {each.id: each.stats().checkpoint_count for each in sessions.list()}
-        assert counts["a"] == counts["c"] == 1 < counts["b"]
+def test_a_session_whose_state_is_damaged_expires_unpruned_beside_the_others(
+    open_sessions: OpenSessions, path: Path, clock: Clock
+) -> None:
+    sessions = open_sessions(on_expire="prune")
+    graph = sessions.attach(agents.chat())
+    for name in "abc":
+        for text in ("one", "two"):
+            graph.invoke(human(text), sessions.config(name))
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE checkpoints SET channels = '{' WHERE session_id = 'b'")
+    clock.advance(hours=1)
+    assert sorted(swept(sessions)) == [(name, "idle_timeout", "prune") for name in "abc"]
+    assert swept(sessions) == []
+    counts = {each.id: each.stats().checkpoint_count for each in sessions.list()}
+    assert counts["a"] == counts["c"] == 1 < counts["b"]
+    sessions.delete("b")  # the check at the end would find the damage
 
 
 @pytest.mark.parametrize("own", [None, "delete"])

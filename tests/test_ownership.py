@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -144,8 +145,7 @@ async def test_the_recorder_alone_stops_a_strangers_run_and_adds_nothing_to_lang
     assert {record.name for record in caplog.records} == {"langchain_core.callbacks.manager"}
 
 
-@pytest.mark.parametrize("written", [raw, proper], ids=["raw", "proper"])
-@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
+@pytest.mark.parametrize(("door", "written"), [*zip(DOORS, cycle([raw, proper]), strict=False)])
 async def test_the_owner_may_use_every_door(
     door: Door, written: Callable[..., Any], graph: Any, sessions: Sessions
 ) -> None:

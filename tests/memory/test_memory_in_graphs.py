@@ -16,7 +16,8 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.config import get_store
 from langgraph.graph import START, MessagesState, StateGraph
 
-from session_middleware import InvalidSettings, MemoryAccessDenied, SessionAccessDenied, Sessions
+from session_middleware import MemoryAccessDenied, Sessions
+from session_middleware.memory import indexer
 from tests.support import processes
 from tests.support.embeddings import SubjectEmbeddings
 
@@ -56,18 +57,18 @@ async def test_a_node_recalls_what_was_said_in_the_run_before(tmp_path: Path) ->
         assert seen == ["my flight leaves on friday"]
 
 
-@pytest.mark.slow
-def test_many_messages_are_indexed_behind_the_runs(tmp_path: Path) -> None:
+def test_many_messages_are_indexed_behind_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexer, "_RUNS", 5)
     path = tmp_path / "s.db"
     with Sessions(path) as sessions:
         agent = sessions.attach(echo())
-        for n in range(130):
+        for n in range(13):
             agent.invoke({"messages": f"flight number {n}"}, sessions.config(f"{n % 3}", user_id="alice"))
         sessions.recorder.drain()
     indexed = sqlite3.connect(path).execute("SELECT SUM(documents) FROM index_sessions").fetchone()[0]
-    assert indexed >= 100
+    assert indexed >= 10
     with Sessions(path) as sessions:
-        assert len(sessions.search("flight", user_id="alice", limit=500)) == 260
+        assert len(sessions.search("flight", user_id="alice", limit=500)) == 26
 
 
 def test_what_a_killed_process_said_is_found(tmp_path: Path) -> None:
@@ -110,10 +111,10 @@ def test_two_processes_index_one_file_together(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     with Sessions(path) as one, Sessions(path) as two:
         agents = [one.attach(echo()), two.attach(echo())]
-        for n in range(40):
+        for n in range(12):
             agents[n % 2].invoke({"messages": f"flight {n}"}, one.config(f"{n % 4}", user_id="alice"))
             (one, two)[n % 2].index_memory()
-        assert len(one.search("flight", user_id="alice", limit=500)) == 80
+        assert len(one.search("flight", user_id="alice", limit=500)) == 24
         assert one.search("flight 7", user_id="alice") == two.search("flight 7", user_id="alice")
 
 
@@ -149,14 +150,6 @@ def test_a_search_is_of_a_user_or_a_session_or_everybody(tmp_path: Path) -> None
             sessions.index_memory()
 
 
-def test_memory_by_config_is_refused_to_others(tmp_path: Path) -> None:
-    with Sessions(tmp_path / "s.db") as sessions:
-        sessions.open("1", user_id="alice").memory.remember("apple")
-        assert len(sessions.memory(sessions.config("1", user_id="alice")).recall("apple")) == 1
-        with pytest.raises(SessionAccessDenied):
-            sessions.memory(sessions.config("1", user_id="bob"))
-
-
 async def test_messages_get_vectors_by_the_setting(tmp_path: Path) -> None:
     index = {"dims": 4, "embed": SubjectEmbeddings()}
     async with Sessions(tmp_path / "s.db", index=index) as sessions:
@@ -168,11 +161,6 @@ async def test_messages_get_vectors_by_the_setting(tmp_path: Path) -> None:
         assert found[0].text == "my puppy is ill"
         await asyncio.to_thread(sessions.store.put, ("n",), "k", {"text": "a truck"})
         assert [item.key for item in await sessions.store.asearch(("n",), query="vehicle")] == ["k"]
-
-
-def test_a_setting_that_is_no_index_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidSettings, match="dims"):
-        Sessions(tmp_path / "s.db", index={"embed": SubjectEmbeddings()})
 
 
 def test_assistant_messages_are_recalled_too(tmp_path: Path) -> None:
@@ -240,14 +228,6 @@ def test_a_forgotten_user_is_in_no_index(tmp_path: Path) -> None:
             assert left.execute(f"SELECT COUNT(*) FROM {table}").fetchone() == (0,), table
         left.close()
     assert not any(b"xyzzyplugh" in file.read_bytes() for file in tmp_path.iterdir())
-
-
-def test_a_search_marks_what_begins_as_its_last_word() -> None:
-    with Sessions(":memory:") as sessions:
-        sessions.open("t").add({"role": "user", "content": "No peanuts, please"})
-        assert [found.snippet for found in sessions.search("pean", marks=("<b>", "</b>"))] == [
-            "No <b>peanuts</b>, please"
-        ]
 
 
 def test_in_a_graph_that_names_nobody_the_store_gives_nobodys_memories(tmp_path: Path) -> None:

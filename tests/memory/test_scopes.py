@@ -10,21 +10,13 @@ from typing import Any
 import pytest
 from langgraph.store.base import InvalidNamespaceError, PutOp
 
-from session_middleware.errors import MemoryAccessDenied, MemoryScopeUnavailable, UnserializableValue
+from session_middleware.errors import MemoryScopeUnavailable, UnserializableValue
 from session_middleware.memory.ops import check_labels, encoded, puts_of, words_of
-from session_middleware.memory.scopes import Owners, check_namespace, is_visible, namespace_of, visible_namespaces
+from session_middleware.memory.scopes import Owners, is_visible, namespace_of, visible_namespaces
 from session_middleware.storage.memory_types import text_of
 
 ALICE = Owners(session="t1", user="alice", group="red")
 ANONYMOUS = Owners(session="t1")
-
-
-@pytest.mark.parametrize(
-    ("scope", "namespace"),
-    [("session", ("session", "t1")), ("user", ("user", "alice")), ("group", ("group", "red")), ("global", ("global",))],
-)
-def test_each_scope_has_a_namespace_of_its_own(scope: Any, namespace: tuple[str, ...]) -> None:
-    assert namespace_of(scope, ALICE) == namespace
 
 
 @pytest.mark.parametrize("nobody", [None, ""])
@@ -41,7 +33,7 @@ def test_an_unknown_scope_is_refused_by_name() -> None:
 
 def test_only_scopes_with_an_id_are_visible() -> None:
     assert visible_namespaces(ANONYMOUS) == [("session", "t1"), ("global",)]
-    assert len(visible_namespaces(ALICE)) == 4
+    assert visible_namespaces(ALICE) == [("session", "t1"), ("user", "alice"), ("group", "red"), ("global",)]
     assert visible_namespaces(ANONYMOUS, ["user"]) == []
 
 
@@ -55,42 +47,6 @@ def test_memories_are_kept_for_one_group_and_seen_of_all_of_them() -> None:
         namespace_of("group", Owners(session="t1", groups=frozenset({"blue"})))
 
 
-@pytest.mark.parametrize(
-    "namespace",
-    [
-        ("session", "t1"),
-        ("user", "alice", "prefs"),
-        ("group", "red"),
-        ("global",),
-        ("docs", "bob"),
-        ("sessions", "t2"),
-        (),
-    ],
-)
-def test_a_run_reaches_its_own_and_what_nobody_owns(namespace: tuple[str, ...]) -> None:
-    check_namespace(namespace, ALICE)
-
-
-@pytest.mark.parametrize(
-    "namespace",
-    [("session", "t2"), ("user", "bob"), ("user", "Alice"), ("group", "blue"), ("user", "alice ", "prefs")],
-)
-def test_a_run_does_not_reach_what_others_own(namespace: tuple[str, ...]) -> None:
-    with pytest.raises(MemoryAccessDenied):
-        check_namespace(namespace, ALICE)
-
-
-@pytest.mark.parametrize("kind", ["session", "user", "group"])
-def test_a_bare_owned_prefix_is_everybodys_and_so_nobodys(kind: str) -> None:
-    assert not is_visible((kind,), ALICE)
-    assert not is_visible((kind,), Owners())
-
-
-def test_a_missing_id_matches_no_namespace() -> None:
-    assert not is_visible(("user", "None"), ANONYMOUS)
-    assert not is_visible(("user", ""), ANONYMOUS)
-
-
 def test_an_id_may_hold_periods_and_other_labels_may_not() -> None:
     check_labels(("user", "alice@example.com"))
     for namespace in [("docs", "a.b"), ("user", "alice", "a.b"), ("a.b",)]:
@@ -98,16 +54,10 @@ def test_an_id_may_hold_periods_and_other_labels_may_not() -> None:
             check_labels(namespace)
 
 
-@pytest.mark.parametrize("label", ["", "a\0b", "\ud83d", 7, None])
+@pytest.mark.parametrize("label", ["", "a\0b", "\ud83d", "\ud83d\ude00", 7, None])
 def test_a_label_is_text_that_can_be_told_apart(label: Any) -> None:
     with pytest.raises(InvalidNamespaceError):
         check_labels(("user", label))
-
-
-def test_two_halves_of_a_pair_do_not_pass_for_the_character_they_make() -> None:
-    with pytest.raises(InvalidNamespaceError):
-        check_labels(("user", "\ud83d\ude00"))
-    check_labels(("user", "\U0001f600"))
 
 
 def test_a_namespace_that_is_a_text_is_not_taken_for_its_letters() -> None:
@@ -118,6 +68,8 @@ def test_a_namespace_that_is_a_text_is_not_taken_for_its_letters() -> None:
 def test_the_text_of_a_value_is_its_texts_depth_first() -> None:
     value = {"a": "one", "b": {"c": ["two", {"d": "three"}], "n": 4}, "e": ("four", None), "f": "five"}
     assert text_of(value) == "one\ntwo\nthree\nfour\nfive"
+    assert text_of({"n": 1}) == ""
+    assert text_of({"text": "cut \ud83d"}) == "cut ?"
 
 
 def test_an_index_chooses_the_words() -> None:
@@ -125,14 +77,6 @@ def test_an_index_chooses_the_words() -> None:
     assert words_of(value, False) == words_of(value, []) == words_of(value, ["missing"]) == ""
     assert words_of(value, ["title", "pages[*].text"]) == "one\ntwo\nthree"
     assert words_of(value, None) is words_of(value, ["$"]) is None
-
-
-def test_a_value_without_texts_has_no_words() -> None:
-    assert text_of({"n": 1}) == ""
-
-
-def test_a_text_of_a_value_can_always_be_written_as_utf8() -> None:
-    text_of({"text": "cut \ud83d"}).encode()
 
 
 def test_values_nested_deeper_than_the_stack_have_a_text() -> None:

@@ -96,17 +96,6 @@ def test_the_settings_say_what_is_meant_when_nothing_is_said(
     assert is_there(store, "forever")
 
 
-def test_a_put_sets_the_time_anew_and_a_put_without_one_takes_it_away(store: SessionStore, clock: Clock) -> None:
-    store.put(("n",), "k", {"text": "apple"}, ttl=5)
-    clock.advance(minutes=4)
-    store.put(("n",), "k", {"text": "apple"}, ttl=5)
-    clock.advance(minutes=4)
-    assert is_there(store)
-    store.put(("n",), "k", {"text": "apple"})
-    clock.advance(days=1000)
-    assert is_there(store)
-
-
 def test_what_is_put_after_the_end_is_a_new_item(store: SessionStore, clock: Clock) -> None:
     store.put(("n",), "k", {"text": "apple"}, ttl=5)
     clock.advance(minutes=6)
@@ -115,12 +104,6 @@ def test_what_is_put_after_the_end_is_a_new_item(store: SessionStore, clock: Clo
     assert item is not None
     assert (item.created_at, item.updated_at) == (clock.now, clock.now)
     assert store.search(("n",), query="apple") == []
-
-
-@pytest.mark.parametrize("ttl", [0, -1, float("nan"), float("inf"), 1e12])
-def test_a_time_that_is_none_is_refused(store: SessionStore, ttl: float) -> None:
-    with pytest.raises(ValueError, match="ttl"):
-        store.put(("n",), "k", {}, ttl=ttl)
 
 
 def test_a_sweep_of_the_sessions_sweeps_the_store(tmp_path: Path, clock: Clock) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from langgraph.store.base import PutOp
+from langgraph.store.sqlite import SqliteStore
 
-from session_middleware.storage.filters import check_filter, passes
+from session_middleware.storage.filters import _at, check_filter, passes
 
 VALUE = {
     "digits": "10",
@@ -116,3 +120,48 @@ _json = st.recursive(
 @given(st.dictionaries(st.text("ab", max_size=2), _json, max_size=3))
 def test_every_value_passes_itself_as_a_filter(value: dict[str, Any]) -> None:
     assert passes(value, value)
+
+
+# As LangGraph's SQLite store
+
+
+def as_in_sqlite(values: list[dict[str, Any]], filter: dict[str, Any]) -> bool:
+    store = SqliteStore(sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None))
+    store.setup()
+    store.batch([PutOp(("n",), str(place), value) for place, value in enumerate(values)])
+    found = {item.key for item in store.search(("n",), filter=filter, limit=100)}
+    return found == {str(place) for place, value in enumerate(values) if passes(value, filter)}
+
+
+numbers = st.integers(-12, 12) | st.floats(-12, 12, allow_nan=False)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    values=st.lists(numbers | st.booleans() | numbers.map(json.dumps), max_size=8),
+    operator=st.sampled_from(["$gt", "$gte", "$lt", "$lte"]),
+    bound=st.integers(-12, 12),
+)
+def test_numbers_written_as_text_compare_as_in_sqlite(values: list[Any], operator: str, bound: int) -> None:
+    assert as_in_sqlite([{"v": value} for value in values], {"v": {operator: bound}})
+
+
+nested = st.recursive(
+    st.integers(-2, 2) | st.sampled_from(["x", "y"]) | st.none() | st.lists(st.integers(0, 1), max_size=2),
+    lambda inner: st.dictionaries(st.sampled_from(["a", "b"]), inner, max_size=2),
+    max_leaves=6,
+)
+wanted = st.integers(-2, 2) | st.sampled_from(["x", "y"]) | st.none() | st.lists(st.integers(0, 1), max_size=2)
+operators = st.sampled_from(["$eq", "$gt", "$gte", "$lt", "$lte"])
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    values=st.lists(st.dictionaries(st.sampled_from(["a", "b"]), nested, max_size=2), max_size=6),
+    key=st.sampled_from(["a", "a.b", "a.b.a", "b.a"]),
+    wanted=wanted | st.tuples(operators, st.sampled_from(["x", "y"])).map(lambda pair: dict([pair])),
+)
+def test_keys_with_dots_reach_the_same_as_in_sqlite(values: list[dict[str, Any]], key: str, wanted: Any) -> None:
+    if isinstance(wanted, dict):  # to SQLite, an object or a list is text, and a number before all text
+        values = [value for value in values if isinstance(_at(value, key), str | None)]
+    assert as_in_sqlite(values, {key: wanted})
