@@ -34,6 +34,7 @@ from session_middleware.models import (
     SessionInfo,
     Siblings,
     Stats,
+    Status,
     ToolCall,
 )
 from session_middleware.recording import turns
@@ -61,10 +62,6 @@ if TYPE_CHECKING:
     from session_middleware.experiments.comparison import Comparison
     from session_middleware.sessions import Sessions
     from session_middleware.user_sessions import SessionAccess
-
-
-def _is_deleted(info: SessionInfo | None) -> bool:
-    return info is None
 
 
 def _recording(method: Callable[Concatenate[ManualRecorder, P], T]) -> Callable[Concatenate[Session, P], T]:
@@ -286,11 +283,9 @@ class Session(SessionFields):
             editing.refuse(message_id, f"a message of a user; this one is of role {message.role!r}: regenerate() it")
 
         def put() -> RunnableConfig:
-            config = self.config()
             point = self._storage.find_message_point(self.id, message_id) or MessagePoint()
-            context = RunContext(self.id, identity_of(config["configurable"]), is_run=False, handle=self._handle)
-            saver, said = self._saver(), (message_id, message.text)
-            return self.config(checkpoint_id=editing.put_edited(saver, config, context, said, point, text))
+            saver, context, said = self._saver(), self._context(), (message_id, message.text)
+            return self.config(checkpoint_id=editing.put_edited(saver, self.config(), context, said, point, text))
 
         return self._while_idle(put)
 
@@ -306,12 +301,7 @@ class Session(SessionFields):
             InvalidArgument: the message is unknown, no user's message precedes it, or its step is not stored.
         """
         message_id = None if message_id is None else validation.message_id_of(message_id)
-        self._sessions.recorder.drain(self.id)
-        self._authorized.check(reading=False)
-        found = self._conversations()
-        if (at := turns.find(found, message_id)) is None:
-            editing.refuse(message_id, "the id of a message of this session")
-        branch, place = at
+        found, (branch, place) = self._find_turn(message_id, reading=False)
         answer, begin = found[branch][place], turns.begin_of_turn(found[branch], place)
         asked = answer if turns.is_from_user(answer) else found[branch][begin - 1] if begin else None
         if asked is None or not turns.is_from_user(asked):
@@ -333,12 +323,7 @@ class Session(SessionFields):
         Raises:
             InvalidArgument: the message is unknown, or is not in the state of the outermost graph.
         """
-        message_id = validation.message_id_of(message_id)
-        self._sessions.recorder.drain(self.id)
-        found = self._conversations()
-        at = turns.find(found, message_id)
-        if at is None:
-            editing.refuse(message_id, "the id of a message of this session")
+        found, at = self._find_turn(validation.message_id_of(message_id), reading=True)
         return turns.siblings(found, *at)
 
     def switch(self, branch: str) -> Self:
@@ -355,10 +340,16 @@ class Session(SessionFields):
         self._sessions.recorder.drain(self.id)
         return self._changed(self._while_idle(lambda: self._storage.switch_branch(self.id, branch)))
 
-    def _conversations(self) -> turns.Conversations:
-        storage, info = self._storage, self._authorized.check(reading=True)
+    def _find_turn(self, message_id: str | None, *, reading: bool) -> tuple[turns.Conversations, tuple[str, int]]:
+        """The conversation on each branch, and the branch and place of a message, by default of the last answer."""
+        self._sessions.recorder.drain(self.id)
+        storage, info = self._storage, self._authorized.check(reading=reading)
         messages = storage.list_messages(self.id, all_versions=True, branch="all")
-        return turns.conversations(messages, storage.list_branches(self.id), info.branch)
+        found = turns.conversations(messages, storage.list_branches(self.id), info.branch)
+        at = turns.find(found, message_id)
+        if at is None:
+            editing.refuse(message_id, "the id of a message of this session")
+        return found, at
 
     def _while_idle(self, work: Callable[[], T]) -> T:
         """Change the session in one transaction. Raises `SessionBusy` if a run is in progress."""
@@ -370,6 +361,10 @@ class Session(SessionFields):
 
         result: T = self._authorized.in_transaction(checked)
         return result
+
+    def _context(self) -> RunContext:
+        """Of a change of the state that is no run."""
+        return RunContext(self.id, identity_of(self.config()["configurable"]), is_run=False, handle=self._handle)
 
     def _saver(self) -> SessionSaver:
         """The saver, which restores the classes of the attached graphs."""
@@ -412,13 +407,11 @@ class Session(SessionFields):
             said = other.history().read() if appends else []
             self._storage.merge_sessions(self.id, other.id, with_items=appends)
             if appends:
-                config = self.config()
-                context = RunContext(self.id, identity_of(config["configurable"]), is_run=False)
                 ids = {message.message_id for message in self._storage.list_messages(self.id)}
                 for message in said:
                     if (new_id := merged_id(message.id, other.id)) in ids:
                         message.id = new_id
-                append_messages(self._saver(), config, context, said)
+                append_messages(self._saver(), self.config(), self._context(), said)
 
         self._authorized.in_transaction(operation)
         sessions._forget(other.id)
@@ -535,8 +528,7 @@ class Session(SessionFields):
         validation.check_callable("open", open, "a function that returns the resource")
         if close is not None:
             validation.check_callable("close", close, "a function of the resource")
-        info = self._authorized.check(reading=False)
-        lifecycle.check_open(self.id, lifecycle.status_at(info, self._sessions.settings, self._sessions._clock()))
+        lifecycle.check_open(self.id, self._status(self._authorized.check(reading=False)))
         self._sessions._background.start()  # which closes resources of sessions that end in another process
         return key
 
@@ -728,14 +720,17 @@ class Session(SessionFields):
         validation.check_seq(after)
         if until is not None:
             validation.check_callable("until", until, "a function of a record, which is true after the last one")
-        check = partial(self._authorized.check, reading=True)
         validation.check_kind("past_end", past_end, bool, "True or False")
-        has_ended = _is_deleted if past_end else self._has_ended
+
+        def has_ended(info: SessionInfo | None) -> bool:
+            return info is None or not (past_end or self._status(info) in lifecycle.OPEN)
+
+        check = partial(self._authorized.check, reading=True)
         return Following(self._storage, self.id, after=after, has_ended=has_ended, check=check)
 
-    def _has_ended(self, info: SessionInfo | None) -> bool:
-        sessions = self._sessions
-        return info is None or lifecycle.status_at(info, sessions.settings, sessions._clock()) not in lifecycle.OPEN
+    def _status(self, info: SessionInfo) -> Status:
+        """The status now."""
+        return lifecycle.status_at(info, self._sessions.settings, self._sessions._clock())
 
     def stats(self) -> Stats:
         """The session in numbers, as of now."""
@@ -858,8 +853,7 @@ class Session(SessionFields):
         self._authorized.check(reading=False)
         is_in_graph = sessions._runs.active_context(config["configurable"]) is not None
         context = None if is_in_graph else self._manual.context
-        context = context or RunContext(self.id, identity_of(config["configurable"]), is_run=False)
-        return sessions._repairs.now(self._saver(), config, context, self.history(), dry_run=dry_run)
+        return sessions._repairs.now(self._saver(), config, context or self._context(), self.history(), dry_run=dry_run)
 
     # The asynchronous twins
 
