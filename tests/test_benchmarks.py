@@ -24,9 +24,9 @@ SMALLEST: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # constants of t
     "postgres": ({"SMALL": (2, 2, 2, 1)}, {}),
     "recorder_cost": ({"_LONG": 10, "_TASKS": 3, "_WARM_UP": 1}, {"turns": 5}),
     "replay": ({"SMALL": 6}, {}),
-    "streaming": ({"_WORDS": 3}, {"clients": 4}),
+    "streaming": ({"_WORDS": 3, "_PROCESSES": 1}, {"clients": 2}),
     "sidebar": ({}, {"sessions": [200]}),
-    "reports": ({"_SESSIONS": 100, "_USERS": 10}, {"calls": 1_000, "records": 160}),
+    "reports": ({"_SESSIONS": 20, "_USERS": 5}, {"calls": 200, "records": 40}),
 }
 
 

@@ -81,7 +81,7 @@ def assert_consistent(sessions: Sessions, graph: Any, config: Any, said: list[st
 @pytest.mark.parametrize("made", [attached, with_checkpointer])
 async def test_a_conversation_goes_on_whatever_the_clock_says(host: Host, made: Made) -> None:
     said: list[str] = []
-    for number, hours in enumerate((0, 1, 10_000, -3, 0.001, -20_000)):
+    for number, hours in enumerate((0, 10_000, -3, 0.001)):
         with host.process(hours=hours) as sessions:
             graph, config = made(sessions), sessions.config("t", user_id="alice")
             graph.invoke(human(f"sync {number}"), config)
