@@ -19,7 +19,9 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 
 from session_middleware import Sessions
+from session_middleware.memory.indexer import MemoryIndexer
 from session_middleware.settings import load_settings
+from session_middleware.storage.executor import StorageExecutor
 from session_middleware.storage.factory import open_storage
 from session_middleware.storage.protocol import Storage
 from tests.support.pairwise import ENGINES
@@ -228,6 +230,23 @@ def make_storage(clock: Clock, storage_url: str) -> Iterator[Callable[..., Stora
 @pytest.fixture
 def storage(make_storage: Callable[..., Storage]) -> Storage:
     return make_storage()
+
+
+@pytest.fixture
+def offload(storage: Storage) -> Iterator[StorageExecutor]:
+    offload = StorageExecutor(storage.name, storage.run_batch, threads=2)
+    yield offload
+    offload.close()
+
+
+@pytest.fixture
+def parts(
+    storage: Storage, offload: StorageExecutor, clock: Clock, new_id: Callable[[], str]
+) -> Iterator[MemoryIndexer]:
+    """The collaborators of memory, without an embedding model."""
+    parts = MemoryIndexer(storage, offload, clock=clock, new_id=new_id)
+    yield parts
+    parts.close()
 
 
 @pytest.fixture(autouse=True)

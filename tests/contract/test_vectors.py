@@ -31,8 +31,9 @@ def model() -> SubjectEmbeddings:
 
 
 @pytest.fixture
-def parts_of(storage: Storage, clock: Clock, new_id: Callable[[], str]) -> Iterator[Callable[..., MemoryIndexer]]:
-    offload = StorageExecutor(storage.name, storage.run_batch, threads=2)
+def parts_of(
+    storage: Storage, offload: StorageExecutor, clock: Clock, new_id: Callable[[], str]
+) -> Iterator[Callable[..., MemoryIndexer]]:
     made: list[MemoryIndexer] = []
 
     def make(model: SubjectEmbeddings, **config: Any) -> MemoryIndexer:
@@ -43,7 +44,6 @@ def parts_of(storage: Storage, clock: Clock, new_id: Callable[[], str]) -> Itera
     yield make
     for parts in made:
         parts.close()
-    offload.close()
 
 
 @pytest.fixture

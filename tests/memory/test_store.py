@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,21 +27,10 @@ from typing_extensions import TypedDict
 from session_middleware.errors import InvalidIdentity, MemoryAccessDenied, UnserializableValue
 from session_middleware.memory.indexer import MemoryIndexer
 from session_middleware.memory.store import SessionStore
-from session_middleware.storage.executor import StorageExecutor
 from session_middleware.storage.protocol import Storage
-from tests.conftest import Clock
 from tests.support.pairwise import KINDS, engines_in_turns
 
 of_each_kind = pytest.mark.parametrize("storage_url", KINDS, indirect=True)
-
-
-@pytest.fixture
-def parts(storage: Storage, clock: Clock, new_id: Callable[[], str]) -> Iterator[MemoryIndexer]:
-    offload = StorageExecutor(storage.name, storage.run_batch, threads=2)
-    parts = MemoryIndexer(storage, offload, clock=clock, new_id=new_id)
-    yield parts
-    parts.close()
-    offload.close()
 
 
 @pytest.fixture

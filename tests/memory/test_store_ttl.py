@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,12 @@ from langgraph.store.base import GetOp, PutOp, SearchOp
 from session_middleware import Sessions
 from session_middleware.memory.indexer import MemoryIndexer
 from session_middleware.memory.store import SessionStore
-from session_middleware.storage.executor import StorageExecutor
-from session_middleware.storage.protocol import Storage
 from tests.conftest import Clock
 
 
 @pytest.fixture
-def store_of(storage: Storage, clock: Clock, new_id: Callable[[], str]) -> Iterator[Callable[..., SessionStore]]:
-    offload = StorageExecutor(storage.name, storage.run_batch, threads=2)
-    parts = MemoryIndexer(storage, offload, clock=clock, new_id=new_id)
-    yield lambda **ttl: SessionStore(parts, ttl=ttl or None)  # type: ignore[arg-type]
-    parts.close()
-    offload.close()
+def store_of(parts: MemoryIndexer) -> Callable[..., SessionStore]:
+    return lambda **ttl: SessionStore(parts, ttl=ttl or None)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -120,6 +120,9 @@ def test_only_what_is_surely_a_date_is_read_as_one(written: str, words: list[str
         ("strasse", "Straße 5"),
         ("apple red", "a red apple"),
         ("peanuts", "Alice's peanuts"),
+        ("university", "The University"),
+        ("c++", "he writes C++, not C#"),
+        ("apples", "pears++apples"),
     ],
 )
 def test_a_text_holds_what_it_has_as_it_is_written(query: str, text: str) -> None:
@@ -145,6 +148,8 @@ def test_a_text_holds_what_it_has_as_it_is_written(query: str, text: str) -> Non
         ("cafe", "café"),
         ("not allergic", "Alice is allergic"),
         ("cat", "concatenate"),
+        ("c++", "he writes C, not C#"),
+        ("C", "he writes C++ and C#"),
         ("the of", "the king of the hill"),
         ("", "anything"),
         ("\U0001f600", "\U0001f600"),
