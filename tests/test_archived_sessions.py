@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from session_middleware import (
     SessionNotFound,
     Sessions,
 )
-from tests.conftest import Clock
+from tests.conftest import Clock, OpenSessions
 from tests.support import agents
 from tests.support.agents import human, said
 
@@ -26,15 +26,15 @@ Gone = Callable[..., Sessions]
 BACK = r"was archived at .*; bring it back with sessions\.restore\('t'\)"
 
 
+pytestmark = pytest.mark.sessions(idle_timeout="30m", sweep_interval=None, on_expire="archive")
+
+
 @pytest.fixture
-def gone(tmp_path: Path, clock: Clock) -> Iterator[Gone]:
+def gone(open_sessions: OpenSessions, path: Path, clock: Clock) -> Gone:
     """Sessions with one, alice's "t", of the given terms, that a sweep has archived or deleted."""
-    opened: list[Sessions] = []
 
     def gone(settings: dict[str, Any] | None = None, **terms: Any) -> Sessions:
-        given = {"idle_timeout": "30m", "clock": clock, "sweep_interval": None, "on_expire": "archive"}
-        sessions = Sessions(tmp_path / "sessions.db", **given | (settings or {}))
-        opened.append(sessions)
+        sessions = open_sessions(path, **(settings or {}))
         sessions.open("t", user_id="alice", **terms)
         sessions.attach(agents.chat()).invoke(human("hi"), sessions.config("t", user_id="alice"))
         sessions.get("t").memory.remember("alice likes tea", "k")
@@ -42,17 +42,17 @@ def gone(tmp_path: Path, clock: Clock) -> Iterator[Gone]:
         assert len(sessions.sweep()) == 1
         return sessions
 
-    yield gone
-    for sessions in opened:
-        sessions.close()
+    return gone
 
 
 def is_archived(sessions: Sessions) -> bool:
     return sessions.find("t") is None and [one.session_id for one in sessions.list_archived()] == ["t"]
 
 
-@pytest.mark.parametrize("on_resume", ["revive", "reject"])
-@pytest.mark.parametrize("parts", ["attached", "checkpointer", "recorder"])
+@pytest.mark.parametrize(
+    ("on_resume", "parts"),
+    [("revive", "attached"), ("reject", "attached"), ("revive", "checkpointer"), ("revive", "recorder")],
+)
 async def test_a_run_of_an_archived_id_is_refused_and_told_how_to_bring_it_back(
     gone: Gone, on_resume: str, parts: str
 ) -> None:
