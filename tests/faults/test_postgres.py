@@ -128,10 +128,10 @@ def test_the_state_is_whole_after_processes_talked_at_once_and_one_was_killed(po
 
 def test_processes_that_start_at_once_create_the_tables_once(postgres_server: Server) -> None:
     with postgres_server.database(migrated=False) as url:
-        for process in started(OPENER, url, 10):
+        for process in started(OPENER, url, 4):
             assert process.communicate() == ("", "")
         with Sessions(url, sweep_interval=None) as sessions:
-            assert sessions.count() == 10
+            assert sessions.count() == 4
 
 
 def test_a_lost_connection_is_replaced(postgres_url: str) -> None:
@@ -234,7 +234,7 @@ def test_a_connection_lost_in_a_transaction_fails_the_write_and_the_next_one_wor
         assert sessions.open("u").id == "u"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def own_server() -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
         server = start(Path(folder))
