@@ -65,6 +65,10 @@ class Database:
         """The `StorageError` for one of `mapped_errors`."""
         raise NotImplementedError
 
+    def refusal(self) -> StorageError:
+        """Why nothing may be written, where `is_writable` is false."""
+        raise NotImplementedError
+
     def mapped_error(self, error: Exception) -> Exception:
         """The error itself, or the `StorageError` that it causes."""
         if not isinstance(error, self.mapped_errors):
@@ -124,6 +128,8 @@ class Database:
         """
         if self._closed or os.getpid() != self._process:
             self._check_open()
+        if not self.is_writable:
+            raise self.refusal()
         return self._writer.write(operation, of=of, durable=durable, patient=patient, joins=joins)
 
     def together(
@@ -135,6 +141,8 @@ class Database:
         affect the others.
         """
         self._check_open()
+        if not self.is_writable:
+            raise self.refusal()
         return self._writer.together(calls, durable=durable, of=of)
 
     def renumber(self) -> None:

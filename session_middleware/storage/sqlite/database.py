@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from session_middleware.errors import StorageError
 from session_middleware.storage.sql.database import DATA_ERRORS, Database
+from session_middleware.storage.sql.writer import Writer
 from session_middleware.storage.sqlite.connection import (
     BUSY_SECONDS,
     SqliteConnection,
@@ -29,7 +30,7 @@ from session_middleware.storage.sqlite.connection import (
 )
 from session_middleware.storage.sqlite.files import OpenFiles, beside, check_path, create_private, may_write
 from session_middleware.storage.sqlite.wal import Wal
-from session_middleware.storage.sqlite.writer import RefusingWriter, SqliteWriter
+from session_middleware.storage.sqlite.writer import SqliteWriter
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ _IDLE_READERS = 8  # connections kept open for the next reader
 
 class SqliteDatabase(Database):
     mapped_errors = (sqlite3.Error, *DATA_ERRORS)
-    _writer: Any  # `SqliteWriter` or `RefusingWriter`
+    _writer: Any  # `SqliteWriter`, if the file is writable
 
     def __init__(self, path: str, *, synchronous: str = "full") -> None:
         self.in_memory = path == ":memory:"
@@ -63,14 +64,21 @@ class SqliteDatabase(Database):
     def storage_error(self, error: Exception) -> StorageError:
         return storage_error(self.path, error)
 
+    def refusal(self) -> StorageError:
+        file = Path(self.path)
+        subject = "it" if not may_write(file) else f"its folder ({file.parent})"
+        problem = f"{subject} may not be written to by this process"
+        advice = "grant write access to the file and its folder, or write to a copy; reading works without it"
+        return StorageError(self.path, problem, advice=advice)
+
     def _open(self) -> None:
         self._readers: deque[SqliteConnection] = deque()
-        self._writer = RefusingWriter(self)
+        self._writer = Writer(self)
         if self.is_writable:
             with self.mapped():
                 self._writer = self._open_writer()
         elif self._needs_migration:
-            self.write(lambda _: None)  # which raises
+            raise self.refusal()
 
     def _open_writer(self) -> SqliteWriter:
         connection, log = self._connect(), None
@@ -115,7 +123,8 @@ class SqliteDatabase(Database):
             self._closed = True
             while self._readers:
                 self._readers.pop().close()
-            self._writer.close()
+            if self.is_writable:
+                self._writer.close()
 
     def _read(self, operation: Callable[[SqliteConnection], T]) -> T:
         if self.files is None:
@@ -160,7 +169,7 @@ class SqliteDatabase(Database):
     def compact(self) -> int:
         writer, before = self._writer, self._size()
         if not self.is_writable:
-            self.write(lambda _: None)  # which raises
+            raise self.refusal()
         with writer.lock, self.mapped():
             writer.rebuild()
         return before - self._size()

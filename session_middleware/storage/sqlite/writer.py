@@ -5,13 +5,10 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from session_middleware.errors import StorageError
 from session_middleware.storage.sql.writer import Writer, WriteRequest
 from session_middleware.storage.sqlite.connection import SqliteConnection
-from session_middleware.storage.sqlite.files import may_write
 from session_middleware.storage.sqlite.wal import Wal
 
 if TYPE_CHECKING:
@@ -82,22 +79,3 @@ class SqliteWriter(Writer):
         if not released and self._wal is not None:
             self._wal.empty()
         return int(released * page)
-
-
-class RefusingWriter(Writer):
-    """The writer of a file that may not be written to: every transaction is refused."""
-
-    errors = (sqlite3.Error,)
-
-    def close(self) -> None:
-        pass
-
-    def _begin(self, batch: Sequence[WriteRequest[Any]]) -> None:  # noqa: ARG002 - none is carried out
-        file = Path(self._database.path)
-        subject = "it" if not may_write(file) else f"its folder ({file.parent})"
-        problem = f"{subject} may not be written to by this process"
-        advice = "grant write access to the file and its folder, or write to a copy; reading works without it"
-        raise StorageError(str(file), problem, advice=advice)
-
-    def _abort(self) -> None:
-        pass
