@@ -10,8 +10,8 @@ import json
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import partial
-from itertools import islice
+from functools import lru_cache, partial
+from itertools import chain, islice
 from typing import Any
 
 from session_middleware.models import from_text, to_text
@@ -31,18 +31,25 @@ RESERVED = """namespace >= '["langgraph"' AND namespace < '["langgraph"^'"""  # 
 
 # Putting
 
-EXPORTED = (
-    *("namespace", "key", "value", "text", "paths", "session_id", "message_id", "created_at", "updated_at"),
+_SHARED = (  # by all items of a put
+    *("namespace", "paths", "session_id", "message_id", "created_at", "updated_at"),
     *("expires_at", "ttl_minutes", "embedded"),
 )
-_REPLACED = ", ".join(
-    f"{name} = excluded.{name}" for name in EXPORTED if name not in ("namespace", "key", "created_at")
-)
+EXPORTED = (*_SHARED, "key", "value", "text")
+_REPLACED = ("value", "text", *(name for name in _SHARED if name not in ("namespace", "created_at")))
 _ON_CONFLICT = f"""
-    ON CONFLICT (namespace, key) DO UPDATE SET {_REPLACED},
+    ON CONFLICT (namespace, key) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _REPLACED)},
         terms = NULL, vectors = NULL, created_at = CASE WHEN memories.expires_at <= excluded.created_at
         THEN excluded.created_at ELSE memories.created_at END
 """  # an item put after its expiry is new
+
+
+@lru_cache(maxsize=64)
+def _put_statement(columns: tuple[str, ...], count: int) -> str:
+    """Stores `count` items. Binding is most of the cost of an insertion, so shared values are bound once."""
+    row = f"({', '.join(f'?{number}' for number in range(1, len(columns) + 1))}, ?, ?, ?)"
+    names = ", ".join((*columns, "key", "value", "text"))
+    return f"INSERT INTO memories ({names}) VALUES {', '.join([row] * count)} {_ON_CONFLICT}"
 
 
 def owner_lock(owner: tuple[str, ...]) -> str:
@@ -58,26 +65,35 @@ def locks_of(found: Iterable[MemoryPut | StoredMemory]) -> set[str]:
 def put(connection: Connection, puts: Sequence[MemoryPut], now: datetime) -> None:
     """Store and delete items."""
     for each in puts:
-        shared = {
-            "namespace": namespace_text(each.namespace),
-            "paths": None if each.paths is None else json.dumps(list(each.paths)),
-            "session_id": each.session_id,
-            "message_id": each.message_id,
-            "created_at": to_text(now),
-            "updated_at": to_text(now),
-            "expires_at": None if each.ttl is None else to_text(now + each.ttl),
-            "ttl_minutes": None if each.ttl is None else each.ttl.total_seconds() / 60,
-            "embedded": 0 if each.embed else None,
-        }
-        given = {name: value for name, value in shared.items() if value is not None}  # binding is most of the cost
+        values = zip(_SHARED, _shared_values(each, now), strict=True)
+        shared = {column: value for column, value in values if value is not None}
         connection.executemany(
             "DELETE FROM memories WHERE namespace = ? AND key = ?",
-            [(given["namespace"], key) for key, value, _ in each.items if value is None],
+            [(shared["namespace"], key) for key, value, _ in each.items if value is None],
         )
-        connection.executemany(
-            tables()["memories"].insert((*given, "key", "value", "text"), _ON_CONFLICT),
-            [(*given.values(), *item) for item in each.items if item[1] is not None],
-        )
+        items = [item for item in each.items if item[1] is not None]
+        first = 0
+        for size in (100, 10, 1):
+            statement = _put_statement(tuple(shared), size)
+            while first + size <= len(items):
+                some = chain.from_iterable(items[first : first + size])
+                connection.execute(statement, (*shared.values(), *some))
+                first += size
+
+
+def _shared_values(put: MemoryPut, now: datetime) -> tuple[Any, ...]:
+    """The values of `_SHARED`."""
+    return (
+        namespace_text(put.namespace),
+        None if put.paths is None else json.dumps(list(put.paths)),
+        put.session_id,
+        put.message_id,
+        to_text(now),
+        to_text(now),
+        None if put.ttl is None else to_text(now + put.ttl),
+        None if put.ttl is None else put.ttl.total_seconds() / 60,
+        0 if put.embed else None,
+    )
 
 
 # Terms
