@@ -145,7 +145,7 @@ CRASH = """
 import os, sys
 from langchain_core.messages import AIMessage
 from langgraph.graph import START, MessagesState, StateGraph
-from langgraph.types import interrupt
+from langgraph.types import Command, interrupt
 from session_middleware import Sessions
 
 def ask(state):
@@ -154,11 +154,21 @@ def ask(state):
 def crash(state):
     os.kill(os.getpid(), 9)
 
-url, thread_id, user_id, node = sys.argv[1:]
+def pay(state):
+    interrupt("may I?")
+    crash(state)
+
+url, thread_id, user_id, node, *answer = sys.argv[1:]
 sessions = Sessions(url, sweep_interval=None)
-builder = StateGraph(MessagesState).add_node("done", lambda state: {"messages": [AIMessage("one")]})
-builder.add_node("next", {"ask": ask, "crash": crash}[node]).add_edge(START, "done").add_edge("done", "next")
-sessions.attach(builder.compile()).invoke({"messages": "hi"}, sessions.config(thread_id, user_id=user_id))
+builder = StateGraph(MessagesState)
+if node == "pay":
+    builder.add_node("pay", pay).add_edge(START, "pay")
+    given = Command(resume="yes" if answer == ["yes"] else {answer[0]: "lost"})
+else:
+    builder.add_node("done", lambda state: {"messages": [AIMessage("one")]})
+    builder.add_node("next", {"ask": ask, "crash": crash}[node]).add_edge(START, "done").add_edge("done", "next")
+    given = {"messages": "hi"}
+sessions.attach(builder.compile()).invoke(given, sessions.config(thread_id, user_id=user_id))
 """
 
 
@@ -186,6 +196,24 @@ def test_an_app_resumes_what_a_dead_process_left_unfinished(each_engine: str, op
     assert sessions.unfinished() == []
     graph.invoke(Command(resume="yes"), sessions.get("asking").config())  # asked by another process
     assert [one.answer for one in sessions.get("asking").questions()] == ["yes"]
+
+
+@pytest.mark.parametrize(("answer", "status"), [("yes", "answered"), (None, "open")])
+def test_an_answer_by_id_that_a_dead_process_has_lost_is_asked_for_again(
+    each_engine: str, open_sessions: OpenSessions, answer: str | None, status: str
+) -> None:
+    """LangGraph stores a single answer before the run, and answers by ids with the output of their nodes."""
+    sessions = open_sessions()
+    waiting(sessions, "t", user_id="alice")
+    [question] = sessions.get("t").questions()
+    arguments = each_engine, "t", "alice", "pay", answer or str(question.interrupt_id)
+    assert processes.run("-c", CRASH, *arguments).returncode == -9
+    sessions.sweep()  # which writes the end of dead runs to their rows
+    assert [one.status for one in sessions.get("t").questions()] == [status]
+    assert sessions.count(waiting=True) == (status == "open")
+    sessions.attach(asking()).invoke(Command(resume="no") if status == "open" else None, sessions.get("t").config())
+    assert asked(sessions, "t") == [("may I?", "answered", answer or "no")]
+    assert sessions.check(deep=True) == []
 
 
 async def test_cancelled_and_running_sessions_are_not_unfinished(sessions: Sessions) -> None:

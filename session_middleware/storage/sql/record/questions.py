@@ -154,6 +154,31 @@ _REOPEN = """
 """
 
 
+def reopen_forgotten(connection: Connection | SessionWrite, session_id: str, run_id: str) -> None:
+    """Undo the answers of a dead run that its graph asks for again.
+
+    LangGraph stores answers by ids with the output of their nodes. So without any output at the question's checkpoint,
+    which is the latest, they are lost. It stores a single answer before the run, as a write of the checkpoint.
+    """
+    if connection.execute(_REOPEN_FORGOTTEN, (session_id, run_id)).rowcount:
+        if isinstance(connection, SessionWrite):
+            _count(connection)
+        else:
+            connection.execute(f"{COUNT}, version = version + 1 WHERE id = ?", (session_id,))
+
+
+_REOPEN_FORGOTTEN = f"""
+    {_REOPEN} AND checkpoint_ns = '' AND EXISTS (
+        SELECT 1 FROM sessions WHERE sessions.id = questions.session_id
+        AND sessions.latest_checkpoint_id = questions.checkpoint_id AND NOT EXISTS (
+            SELECT 1 FROM writes WHERE writes.home = sessions.home AND writes.session_id = sessions.id
+            AND writes.checkpoint_ns = '' AND writes.checkpoint_id = questions.checkpoint_id
+            AND writes.channel != '__interrupt__'
+        )
+    )
+"""
+
+
 def _count(write: SessionWrite) -> None:
     """Set the session's count of open questions anew."""
     sql = f"{COUNT} WHERE id = ? RETURNING waiting_count"

@@ -215,6 +215,7 @@ def interrupt_calls_outside(connection: Connection, session_id: str) -> None:
 def _interrupt(connection: Connection | SessionWrite, run: DeadRun) -> None:
     connection.execute(_MARK_ASIDE, (*run, 0))
     connection.execute("UPDATE runs SET outcome = 'interrupted' WHERE session_id = ? AND seq = ?", run[:2])
+    questions.reopen_forgotten(connection, run.session_id, run.id)
     _interrupt_calls(connection, run)
 
 
