@@ -305,14 +305,15 @@ class Session(SessionFields):
         answer, begin = found[branch][place], turns.begin_of_turn(found[branch], place)
         asked = answer if turns.is_from_user(answer) else found[branch][begin - 1] if begin else None
         if asked is None or not turns.is_from_user(asked):
-            editing.refuse(message_id, "a message that answers one of a user")
+            editing.refuse(answer.message_id, "a message that answers one of a user")
         point = self._storage.find_message_point(self.id, asked.message_id, branch)
         checkpoint_id = None if point is None else point.checkpoint_id
         config = self.config(checkpoint_id=checkpoint_id)
         context = RunContext(self.id, identity_of(config["configurable"]), reading=True)
         state = None if checkpoint_id is None else self._saver().load(config, context)
         if state is None or (answer is not asked and editing.contains(state, answer.message_id)):
-            editing.refuse(message_id, "an answer before which a checkpoint is stored, as durability='async' does")
+            wanted = "an answer before which a checkpoint is stored, as durability='async' does"
+            editing.refuse(answer.message_id, wanted)
         return config
 
     def siblings(self, message_id: str) -> Siblings:
@@ -347,6 +348,8 @@ class Session(SessionFields):
         messages = storage.list_messages(self.id, all_versions=True, branch="all")
         found = turns.conversations(messages, storage.list_branches(self.id), info.branch)
         at = turns.find(found, message_id)
+        if at is None and message_id is None:
+            raise InvalidArgument("session", self.id, wanted="one that has messages")
         if at is None:
             editing.refuse(message_id, "the id of a message of this session")
         return found, at

@@ -221,7 +221,7 @@ def test_what_cannot_be_done_is_said_and_changes_nothing(sessions: Sessions) -> 
         "of this session": lambda: session.siblings("\x00"),
         "one of: 'main'": lambda: session.switch("'; DROP"),
         "text cannot be": lambda: session.edit(message_id, 5),  # type: ignore[arg-type]
-        " id of a message": sessions.open("empty").regenerate,
+        "session cannot be 'empty'; give one that has messages": sessions.open("empty").regenerate,
     }
     for problem, call in refused.items():
         with pytest.raises(InvalidArgument, match=problem):
