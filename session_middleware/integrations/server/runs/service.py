@@ -1,7 +1,7 @@
-"""`RunService`: beginning, finding, cancelling and following runs, whichever process of the database runs them.
+"""`RunService` begins, finds, cancels and follows runs, also those of other processes on the same database.
 
-A run belongs to the process that its request came to. One run at a time has a session: a later one waits in the queue
-of the database, which includes runs that Python code has begun, and is exact across processes.
+A run belongs to the process that received its request. A session has one run at a time. Later runs wait in the queue of
+the database, which also holds runs begun by Python code; their order is exact across processes.
 """
 
 from __future__ import annotations
