@@ -201,6 +201,15 @@ def test_sessions_are_listed_by_latest_activity_and_by_pages(storage: Storage, c
     assert storage.count_sessions(SessionFilter(user_id="a")) == 3
 
 
+def test_tags_and_metadata_are_compared_beyond_a_nul_character(storage: Storage) -> None:
+    texts = {"a": "a", "nul": "a\0b", "other": "a\0c", "escape": "a\1\1b", "spelled": r"a\u0000b"}
+    for session_id, text in texts.items():
+        storage.open_session(context(session_id), SessionDetails(tags=[text], metadata={"k": text, text: 1}))
+    for session_id, text in texts.items():
+        for where in (SessionFilter(tags=[text]), SessionFilter(metadata={"k": text}), SessionFilter(metadata={text: 1})):
+            assert [s.id for s in storage.list_sessions(where, limit=9)] == [session_id]
+
+
 def test_status_filters_follow_the_clock_and_not_a_sweep(make_storage: Callable[..., Storage], clock: Clock) -> None:
     storage = make_storage(idle_after="5m", idle_timeout="1h")
     for session_id, minutes in (("expired", 50), ("idle", 14), ("active", 1)):

@@ -294,17 +294,19 @@ _BY_STATUS = {
     "expired": f"(status = 'expired' OR status = 'active' AND {DUE})",
     "open": f"(+status = 'active' AND NOT {DUE})",
 }
+# The members of a JSON text, with each NUL of a member replaced: there a text of SQLite's `json_each` ends.
+_MEMBERS = r"json_each(replace(replace({}, '\u0001', '\u0001\u0002'), '\u0000', '\u0001\u0001'))"
+_OWN = "CASE WHEN json_valid(sessions.{0}) THEN sessions.{0} END"
 _CONDITIONS: dict[str, Any] = {
     "user_id": "user_id = :user_id",
     "group_id": "group_id = :group_id",
     "since": "last_active_at >= :since",
     "until": "last_active_at < :until",
     "waiting": {True: "waiting_count > 0", False: "waiting_count = 0"},
-    "tags": "NOT EXISTS (SELECT 1 FROM json_each(:tags) AS wanted"
-    " WHERE NOT EXISTS (SELECT 1 FROM json_each(CASE WHEN json_valid(sessions.tags) THEN sessions.tags END) AS own"
-    " WHERE own.value = wanted.value))",
-    "metadata": "NOT EXISTS (SELECT 1 FROM json_each(:metadata) AS wanted WHERE NOT EXISTS (SELECT 1"
-    " FROM json_each(CASE WHEN json_valid(sessions.metadata) THEN sessions.metadata END) AS own"
+    "tags": f"NOT EXISTS (SELECT 1 FROM {_MEMBERS.format(':tags')} AS wanted"
+    f" WHERE NOT EXISTS (SELECT 1 FROM {_MEMBERS.format(_OWN.format('tags'))} AS own WHERE own.value = wanted.value))",
+    "metadata": f"NOT EXISTS (SELECT 1 FROM {_MEMBERS.format(':metadata')} AS wanted"
+    f" WHERE NOT EXISTS (SELECT 1 FROM {_MEMBERS.format(_OWN.format('metadata'))} AS own"
     " WHERE own.key = wanted.key AND own.type = wanted.type AND own.value = wanted.value))",
     "title": "instr(title_key, :title) > 0",
     "family_of": "home = (SELECT home FROM sessions WHERE id = :family_of)",
