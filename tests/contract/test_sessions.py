@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
+from itertools import chain, product
+from typing import Any
 
 import pytest
 
+from session_middleware import lifecycle
 from session_middleware.errors import SessionAccessDenied, SessionBusy, SessionExists, SessionExpired, SessionNotFound
-from session_middleware.models import Event, Identity, SweepResult
+from session_middleware.models import Event, Identity, Pin, SweepResult
+from session_middleware.settings import load_settings
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import MessageEntry, RunEnd
 from session_middleware.storage.run import Lease, RunContext
@@ -206,7 +211,11 @@ def test_tags_and_metadata_are_compared_beyond_a_nul_character(storage: Storage)
     for session_id, text in texts.items():
         storage.open_session(context(session_id), SessionDetails(tags=[text], metadata={"k": text, text: 1}))
     for session_id, text in texts.items():
-        for where in (SessionFilter(tags=[text]), SessionFilter(metadata={"k": text}), SessionFilter(metadata={text: 1})):
+        for where in (
+            SessionFilter(tags=[text]),
+            SessionFilter(metadata={"k": text}),
+            SessionFilter(metadata={text: 1}),
+        ):
             assert [s.id for s in storage.list_sessions(where, limit=9)] == [session_id]
 
 
@@ -219,6 +228,39 @@ def test_status_filters_follow_the_clock_and_not_a_sweep(make_storage: Callable[
         where = SessionFilter(status=[status])  # type: ignore[arg-type]
         assert [s.id for s in storage.list_sessions(where, limit=9)] == [status]
         assert storage.count_sessions(where) == 1
+
+
+@pytest.mark.parametrize("durations", [{}, {"max_age": "2h"}, {"idle_timeout": "never", "max_age": "2h"}], ids=repr)
+def test_a_status_filter_finds_each_session_once_whatever_it_expires_by(
+    durations: dict[str, Any], make_storage: Callable[..., Storage], clock: Clock
+) -> None:
+    given = {"idle_after": "5m", "idle_timeout": "1h", **durations}
+    storage, settings = make_storage(**given), load_settings(**given)
+    own = (None, 0.0, 600.0, 4 * 3600.0)
+    for number, (idle_timeout, max_age) in enumerate(product(own, own)):
+        for kind in ("plain", "pinned", "postponed", "running", "ended"):
+            session_id = f"{kind}-{number}"
+            details = SessionDetails(idle_timeout_seconds=idle_timeout, max_age_seconds=max_age)
+            storage.open_session(context(session_id, "u"), details)
+            if kind == "pinned":
+                storage.pin_session(session_id, Pin(by="u", why=None, at=clock()))
+            elif kind == "postponed":
+                storage.postpone_expiry(session_id, clock() + timedelta(hours=1))
+            elif kind == "running":
+                storage.append(context(session_id, "u", lease=Lease(), run_id=session_id))
+            elif kind == "ended":
+                storage.end_session(session_id, "expired", reason="by_user", detail={})
+    ids = {each.id for each in storage.list_sessions(SessionFilter(), limit=None)}
+    for minutes in (0, 5, 5, 30, 20, 60, 60, 90):
+        clock.advance(minutes=minutes)
+        found: dict[tuple[str, str | None], list[str]] = {}
+        for status, owner in product(("active", "idle", "expired"), (None, "u")):
+            where = SessionFilter(status=[status], user_id=owner)  # type: ignore[list-item]
+            listed = storage.list_sessions(where, limit=None)
+            assert {lifecycle.status_at(each, settings, clock()) for each in listed} <= {status}
+            assert storage.count_sessions(where) == len(listed)
+            found[status, owner] = sorted(each.id for each in listed)
+        assert sorted(chain(*found.values())) == sorted([*ids] * 2)
 
 
 def test_a_sweep_ends_what_is_due_and_a_dry_run_only_says_so(

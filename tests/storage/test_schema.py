@@ -29,7 +29,7 @@ from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import MessageEntry, RunEnd, ToolEnd, ToolStart
 from session_middleware.storage.run import Lease, RunContext
 from session_middleware.storage.sql.record import usage
-from session_middleware.storage.sql.sessions import expiry
+from session_middleware.storage.sql.sessions import expiry, session_rows
 from session_middleware.storage.sqlite import database, migrations
 from session_middleware.storage.sqlite.connection import SqliteConnection
 from session_middleware.storage.sqlite.engine import SqliteStorage
@@ -203,7 +203,7 @@ def report_everything(storage: Storage) -> None:
 def plan() -> Iterator[Callable[[str], list[str]]]:
     """The steps of a statement's plan."""
     storage = SqliteStorage(":memory:", load_settings(), clock=utc_now)
-    values = {"now": "9", "since": "9", "seconds": 5.0, "limit": 9}
+    values = {"now": "9", "since": "9", "seconds": 5.0, "limit": 9, "gone": "9", "born": "9", "live": "[]"}
 
     def explain(sql: str) -> list[str]:
         rows = storage._database.read(lambda connection: connection.execute(f"EXPLAIN QUERY PLAN {sql}", values))
@@ -222,6 +222,12 @@ def test_what_is_due_is_read_in_its_order_by_an_index_of_the_moment(plan: Callab
         assert durations == [f"SEARCH sessions USING COVERING INDEX sessions_by_own_{reason} ({reason}_seconds>?)"]
         assert of_own[0].startswith(f"SEARCH sessions USING INDEX sessions_by_own_{reason} ({reason}_seconds=? AND ")
         assert not any("TEMP B-TREE" in step for step in by_settings + of_own)
+
+
+def test_no_session_that_goes_on_is_read_to_list_those_that_have_expired(plan: Callable[[str], list[str]]) -> None:
+    for condition in session_rows._BY_STATUS["expired"]:
+        found = plan(f"SELECT id FROM sessions WHERE {condition} ORDER BY last_active_at DESC, id DESC LIMIT :limit")
+        assert not any(step.startswith("SCAN sessions") for step in found)
 
 
 def test_usage_reads_calls_by_an_index_and_sessions_that_it_is_about(plan: Callable[[str], list[str]]) -> None:

@@ -311,7 +311,7 @@ def postpone(connection: Connection, rules: EngineContext, session_id: str, unti
 # Limits
 
 _OPEN = (
-    f"FROM sessions WHERE status = 'active' AND NOT {session_rows.DUE} AND id != :but"
+    f"FROM sessions WHERE status = 'active' AND {session_rows.NOT_DUE} AND id != :but"
     " AND (CAST(:user_id AS TEXT) IS NULL OR user_id = :user_id)"
 )
 _OLDEST = (

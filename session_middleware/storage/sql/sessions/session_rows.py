@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import Any, NamedTuple
 
 from session_middleware import lifecycle
@@ -274,25 +275,35 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 # Listing
 
 
-# Whether a session stored as active has expired, as `lifecycle.expiry_of` has it, to the millisecond.
-DUE = """
-    (pinned IS NULL AND (postponed_until IS NULL OR postponed_until <= :now)
-    AND id NOT IN (SELECT value FROM json_each(:live)) AND (
-        (idle_timeout_seconds IS NULL AND last_active_at <= :gone)
-        OR (max_age_seconds IS NULL AND active_since <= :born)
-        OR (COALESCE(idle_timeout_seconds, 0) > 0
-            AND ROUND((julianday(:now) - julianday(last_active_at)) * 86400.0, 3) >= idle_timeout_seconds)
-        OR (COALESCE(max_age_seconds, 0) > 0
-            AND ROUND((julianday(:now) - julianday(active_since)) * 86400.0, 3) >= max_age_seconds)
-    ))
-"""
-_BY_STATUS = {
-    "active": "+status = 'active' AND id IN (SELECT value FROM json_each(:live) UNION ALL"
-    f" SELECT id FROM sessions WHERE status = 'active' AND last_active_at > :idle AND NOT {DUE})",
-    "idle": f"status = 'active' AND last_active_at <= :idle AND NOT {DUE}"
-    " AND id NOT IN (SELECT value FROM json_each(:live))",
-    "expired": f"(status = 'expired' OR status = 'active' AND {DUE})",
-    "open": f"(+status = 'active' AND NOT {DUE})",
+# Whether a session stored as active has expired, as `lifecycle.expiry_of` has it, to the millisecond: by the idle timeout
+# of the settings, or otherwise. Each term names what an index has. What is not true may be NULL.
+_IDLE_TOO_LONG = "idle_timeout_seconds IS NULL AND last_active_at <= :gone"
+_OTHERWISE = """(
+    (ended_at IS NULL AND max_age_seconds IS NULL AND active_since <= :born)
+    OR (idle_timeout_seconds > 0
+        AND ROUND((julianday(:now) - julianday(last_active_at)) * 86400.0, 3) >= idle_timeout_seconds)
+    OR (max_age_seconds > 0 AND ROUND((julianday(:now) - julianday(active_since)) * 86400.0, 3) >= max_age_seconds)
+)"""
+_FREE = (
+    "pinned IS NULL AND (postponed_until IS NULL OR postponed_until <= :now)"
+    " AND id NOT IN (SELECT value FROM json_each(:live))"
+)
+NOT_DUE = f"({_FREE} AND ({_IDLE_TOO_LONG} OR {_OTHERWISE})) IS NOT TRUE"
+_BY_STATUS: dict[str, Sequence[str]] = {  # disjoint conditions
+    "active": [
+        "+status = 'active' AND id IN (SELECT value FROM json_each(:live) UNION ALL"
+        f" SELECT id FROM sessions WHERE status = 'active' AND last_active_at > :idle AND {NOT_DUE})"
+    ],
+    "idle": [
+        f"status = 'active' AND last_active_at <= :idle AND {NOT_DUE} AND id NOT IN (SELECT value FROM json_each(:live))"
+    ],
+    "expired": [
+        "status = 'expired'",
+        f"status = 'active' AND {_IDLE_TOO_LONG} AND {_FREE}",
+        f"+status = 'active' AND NOT ({_IDLE_TOO_LONG}) AND {_FREE}"
+        f" AND id IN (SELECT id FROM sessions WHERE {_OTHERWISE})",
+    ],
+    "open": [f"+status = 'active' AND {NOT_DUE}"],
 }
 # The members of a JSON text, with each NUL of a member replaced: there a text of SQLite's `json_each` ends.
 _MEMBERS = r"json_each(replace(replace({}, '\u0001', '\u0001\u0002'), '\u0000', '\u0001\u0001'))"
@@ -320,7 +331,7 @@ _ORDERS: Mapping[SessionOrder, tuple[str, str, str]] = {  # the column, and how 
 
 
 def moments(rules: EngineContext, now: datetime) -> dict[str, Any]:
-    """The bounds that `DUE` compares with."""
+    """The bounds that `NOT_DUE` compares with."""
     settings = rules.settings
     return {
         "now": to_text(now),
@@ -342,7 +353,10 @@ def _conditions(connection: Connection, rules: EngineContext, where: SessionFilt
     live = () if _BY_STATUS.keys().isdisjoint(where.status) else leases.live(connection, rules)
     values["live"] = json.dumps(sorted(live))
     values |= {f"status_{number}": status for number, status in enumerate(where.status)}
-    statuses = [_BY_STATUS.get(status, f"status = :status_{number}") for number, status in enumerate(where.status)]
+    by_status = (_BY_STATUS.get(each, [f"status = :status_{number}"]) for number, each in enumerate(where.status))
+    statuses = [*chain.from_iterable(by_status)]
+    if where.user_id or where.group_id or where.visible_to:  # theirs is the better index
+        statuses = [f"+{each.lstrip('+')}" for each in statuses]
     owners = ["TRUE"]
     if (viewer := where.visible_to) is not None:
         groups = {f"group_{number}": group for number, group in enumerate(sorted(viewer.groups))}
@@ -408,7 +422,8 @@ def _key_of(session: SessionFields, column: str) -> str:
 
 def count(connection: Connection, rules: EngineContext, where: SessionFilter) -> int:
     conditions, values = _conditions(connection, rules, where)
-    sql = f"SELECT COUNT(*) FROM sessions WHERE {' OR '.join(conditions)}"
+    counts = (f"(SELECT COUNT(*) FROM sessions WHERE {each})" for each in conditions)
+    sql = f"SELECT {' + '.join(counts)}"
     return int(connection.execute(sql, values).fetchone()[0])
 
 
