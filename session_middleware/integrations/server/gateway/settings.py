@@ -20,8 +20,11 @@ class Gateway:
         env: further variables of its environment, which otherwise has few of the server's own. The variables
             ``SESSION_ID``, ``SESSION_USER_ID``, ``SESSION_GROUP_ID`` and ``SESSION_DATA_DIR`` are added.
         data_dir: the folder of a session, with ``{user_id}`` or ``{group_id}``, and ``{session_id}`` unless the MCP
-            server copes with several processes in one folder.
+            server supports several processes in one folder.
         max_processes: of all users. A use beyond the limit is refused; no process is ended for it.
+        max_processes_per_user: of one user.
+        start_timeout: the longest wait for the MCP server to start, such as ``"30s"``.
+        call_timeout: the longest wait for the answer to a call.
         max_message_bytes: the longest message of the MCP server. A process that writes a longer one is ended.
         listen: the address of this machine at which the other server processes reach this one. The default suits
             server processes of one machine.
