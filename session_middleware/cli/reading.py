@@ -232,7 +232,7 @@ def usage(sessions: Sessions, by: Any, where: dict[str, Any], output: str | None
 @options.id_argument("other")
 @output_options
 def compare(session: Session, other: str, output: str | None) -> None:
-    """Show where two sessions part: messages, tool calls, tokens, cost and time."""
+    """Show where two sessions diverge: messages, tool calls, tokens, cost and time."""
     from session_middleware.cli.opening import session_of
     from session_middleware.cli.tables import comparison_text
 

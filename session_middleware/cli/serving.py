@@ -335,9 +335,9 @@ def _mcp_caller(user_id: str | None, groups: str) -> Caller | None:
 )
 @server_options(8125, user="all sessions", auth=_CALLABLES)
 def ui(sessions: Sessions, host: str, port: int, user_id: str | None, auth: str | None) -> None:
-    """Serve a page to look at sessions: conversations, traces, branches, usage. A browser opens the address.
+    """Serve a page to read sessions in a browser: conversations, traces, branches, usage.
 
-    Without --user and --auth, whoever sits at this machine sees all sessions, as with the command list.
+    Without --user and --auth, programs of this machine see all sessions, as with the command list.
     """
     with extra("server"):
         import uvicorn  # noqa: F401 - named here, where it is missing

@@ -1,4 +1,4 @@
-"""Where two sessions part: a value, and the functions that build it.
+"""Where two sessions diverge: a value, and the functions that build it.
 
 A step is a message or a tool call of the current branch; the answer of a tool is a part of its call. Equal steps are
 aligned first, and the steps between them by kind and tool.
@@ -91,7 +91,7 @@ class Total(Value):
 
 
 class Comparison(Value):
-    """Where two sessions part. ``print`` shows it as text, a notebook as tables, and `to_pandas` has a row per step."""
+    """Where two sessions diverge. ``print`` shows text, a notebook tables, and `to_pandas` has a row per step."""
 
     a: str
     b: str

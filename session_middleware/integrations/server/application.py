@@ -127,7 +127,7 @@ def _add_gateway(made: FastAPI, settings: Gateway) -> None:
 
 
 def ui(sessions: Sessions, *, authenticate: Authenticate | None = None) -> FastAPI:
-    """The page to look at sessions, without the rest of the server, which has it at ``/ui``.
+    """An app of FastAPI with the page alone, which `app` has at ``/ui``.
 
     Args:
         authenticate: as of `app`. Without it, the user ``"local"`` of this machine sees the sessions of that user.

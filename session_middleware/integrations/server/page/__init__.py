@@ -1,4 +1,4 @@
-"""A page to look at sessions: server-rendered, without anything from another host, and for looking only.
+"""A page to read sessions in a browser: rendered by the server, loads nothing from other hosts, changes nothing.
 
 It is mounted at ``/ui`` of the server, and is served alone by ``session-middleware ui``.
 """
