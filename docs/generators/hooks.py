@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[2]
 _MARK = re.compile(r"^<!-- generated: (\w+) ?([\w.]*) -->$", re.MULTILINE)
 _CODE = re.compile(r"(?<!`)`[^`\n]+`(?!`)")  # in a table GitHub wants a pipe in it escaped, and MkDocs does not
 _LINK = re.compile(r"\]\(((?:\.\./)*)([\w/.-]+?)(#[\w-]+)?\)")
+_FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_MARKUP = re.compile(r"\[([^\]]*)\](?:\([^)]*\)|\[[^\]]*\])|[`*]")
 _DOCUMENTS = {  # of the repository, and their pages
     "ARCHITECTURE.md": "architecture.md",
     "CHANGELOG.md": "changelog.md",
@@ -65,6 +67,15 @@ def with_tables(text: str) -> str:
     return _MARK.sub(lambda mark: GENERATED[mark[1]](*filter(None, [mark[2]])), text)
 
 
+def summary(text: str) -> dict[str, str]:
+    """The title of a page and the first sentence of its text, which search engines and previews of links show."""
+    heading, *blocks = re.split(r"\n{2,}", _FENCED.sub("", text).strip())
+    first = next((block for block in blocks if re.match(r"[A-Za-z`\[*%]", block)), "")
+    plain = _MARKUP.sub(lambda mark: mark[1] or "", " ".join(first.split()))
+    sentence = re.split(r"(?<=\.) (?=[A-Z])", plain)[0].rstrip(":")
+    return {"title": heading.removeprefix("# ")} | ({"description": sentence} if sentence else {})
+
+
 def on_files(files: Files, *, config: Any) -> Files:
     for uri, text in generated_pages().items():
         files.append(File.generated(config, uri, content=text))
@@ -72,6 +83,7 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    page.meta.update(summary(markdown))
     text = with_tables(with_site_links(markdown, page.file.src_uri))
     return _CODE.sub(lambda code: code[0].replace("\\|", "|"), text)
 

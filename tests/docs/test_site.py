@@ -171,3 +171,15 @@ def test_links_of_documents_lead_to_pages_of_the_site() -> None:
     led = "[a](scale.md#roles) [b](changelog.md) [c](examples/tour.md) [d](https://example.org/x.md)"
     assert hooks.with_site_links(text, "architecture.md") == led
     assert hooks.with_site_links("[n](../notebooks/03_memory.ipynb)", "notebooks.md") == "[n](notebooks/03_memory.md)"
+
+
+def test_each_page_has_a_title_of_its_own_and_a_description() -> None:
+    pages = {str(path.relative_to(DOCS)): path.read_text() for path in DOCS.rglob("*.md")} | hooks.generated_pages()
+    found = {uri: hooks.summary(text) for uri, text in pages.items()}
+    assert len({each["title"] for each in found.values()}) == len(found)
+    programs = {f"examples/{path.stem}.md" for path in ROOT.glob("examples/*.py")}
+    assert {uri for uri, each in found.items() if "description" not in each} == programs
+    text = (
+        "# A graph\n\n```python\ngraph()\n```\n\n`attach` returns a [copy](copy.md) of\nyour graph. It is not changed."
+    )
+    assert hooks.summary(text) == {"title": "A graph", "description": "attach returns a copy of your graph."}
