@@ -27,7 +27,7 @@ from session_middleware.errors import InvalidArgument
 from session_middleware.models import CALL_STATUSES, Identity, Message
 from session_middleware.recording.active_run import elapsed_ms
 from session_middleware.recording.history_diff import diff_history
-from session_middleware.recording.messages import Sayable, error_text, to_message, tool_end
+from session_middleware.recording.messages import Sayable, error_text, to_message
 from session_middleware.recording.tool_execution import Outcome, ToolExecution, ended
 from session_middleware.recording.usage import given_tokens, with_usage
 from session_middleware.recording.write_buffer import RecordBuffer
@@ -224,53 +224,38 @@ class ManualRecorder:
         tool_name = name or str(getattr(function, "__name__", "tool"))
         signature = inspect.signature(function)
 
+        def execution(args: tuple[Any, ...], kwargs: dict[str, Any]) -> ToolExecution:
+            return ToolExecution(self, self._start(tool_name, signature, args, kwargs), raises_denials=False)
+
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
             async def aexecute(*args: Any, **kwargs: Any) -> Any:
-                run = self._buffer.executor.run
-                start = await run(self._start, tool_name, signature, args, kwargs)
-                started = time.perf_counter()
-                try:
-                    result = await function(*args, **kwargs)
-                except BaseException as error:
-                    await run(self._end, start, elapsed_ms(started), None, error)
-                    raise
-                await run(self._end, start, elapsed_ms(started), result)
-                return result
+                async with execution(args, kwargs) as executed:
+                    executed.result = await function(*args, **kwargs)
+                return executed.result
 
             return cast("F", aexecute)
 
         @functools.wraps(function)
         def execute(*args: Any, **kwargs: Any) -> Any:
-            start = self._start(tool_name, signature, args, kwargs)
-            started = time.perf_counter()
-            try:
-                result = function(*args, **kwargs)
-            except BaseException as error:
-                self._end(start, elapsed_ms(started), None, error)
-                raise
-            self._end(start, elapsed_ms(started), result)
-            return result
+            with execution(args, kwargs) as executed:
+                executed.result = function(*args, **kwargs)
+            return executed.result
 
         return cast("F", execute)
 
     def _start(
         self, name: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> ToolStart:
-        """Record the start of an execution. Removes a ``tool_call_id`` that is not a parameter of the function."""
+        """The start of an execution. Removes a ``tool_call_id`` that is not a parameter of the function."""
         takes_id = "tool_call_id" in signature.parameters
         call_id = kwargs.get("tool_call_id") if takes_id else kwargs.pop("tool_call_id", None)
         try:
             arguments = dict(signature.bind(*args, **kwargs).arguments)
         except TypeError:  # the call itself will raise it
             arguments = {"args": list(args), **kwargs}
-        start = ToolStart(self._new_id(), None if call_id is None else text_of(call_id), name, arguments)
-        self._write_safely([start])
-        return start
-
-    def _end(self, start: ToolStart, duration_ms: float, result: Any, error: BaseException | None = None) -> None:
-        self._write_safely([tool_end(start.execution_id, start.name, duration_ms, result, error=error)])
+        return ToolStart(self._new_id(), None if call_id is None else text_of(call_id), name, arguments)
 
     @property
     def executor(self) -> StorageExecutor:
@@ -287,12 +272,6 @@ class ManualRecorder:
     def new_context(self, run_id: str | None = None) -> RunContext:
         # A run is admitted by the clock and the settings. Its session was announced when it was opened.
         return RunContext(self.session_id, self._owner, run_id=run_id, handle=self._handle, state=_ANNOUNCED)
-
-    def _write_safely(self, entries: Sequence[Entry]) -> None:
-        try:
-            self.write(entries)
-        except Exception as error:  # noqa: BLE001  # a fault here must not keep a tool from running
-            self.fault(error)
 
     # Runs
 

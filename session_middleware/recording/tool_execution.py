@@ -45,8 +45,8 @@ class ToolExecution:
     error: str | BaseException | None = None
     status: Outcome | None = None  # by default it follows from the error and the result
 
-    def __init__(self, recorder: ManualRecorder, start: ToolStart) -> None:
-        self._recorder, self._start = recorder, start
+    def __init__(self, recorder: ManualRecorder, start: ToolStart, *, raises_denials: bool = True) -> None:
+        self._recorder, self._start, self._raises_denials = recorder, start, raises_denials
         self._context = recorder.context or recorder.new_context()
         self._is_recorded = False
         self._began = 0.0
@@ -81,9 +81,9 @@ class ToolExecution:
         """Write the start. Returns the denial, if the session admits no execution."""
         try:
             self._recorder.write([self._start], self._context)
-        except (*DENIALS, SessionNotFound) as denial:
-            return denial
         except Exception as error:  # noqa: BLE001  # a fault here must not keep a tool from running
+            if self._raises_denials and isinstance(error, (*DENIALS, SessionNotFound)):
+                return error
             self._recorder.fault(error)
         else:
             self._is_recorded = True

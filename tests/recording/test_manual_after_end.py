@@ -145,7 +145,7 @@ def test_a_tool_runs_in_an_expired_session_and_revives_nothing_that_is_not_to_be
         clock.advance(hours=2)
         assert session.tool(lambda: "done", name="work")() == "done"
         assert (sessions.get("t").status, session.tool_calls()) == ("expired", [])
-        assert sessions.recorder.faults == 2
+        assert sessions.recorder.faults == 1
 
 
 def test_what_is_added_beside_a_run_is_let_in_however_long_that_takes(
