@@ -164,14 +164,7 @@ class Sessions(SessionAccess):
         self._runs = RunRegistry(
             self._background, tracking=settings.tracking, path=path, busy_timeout=settings.busy_timeout
         )
-        buffer = RecordBuffer(
-            *(storage, offload),
-            clock=clock,
-            new_id=new_id,
-            redact=settings.redact,
-            record=settings.record,
-            tracking=settings.tracking,
-        )
+        buffer = RecordBuffer(storage, offload, settings, clock=clock, new_id=new_id)
         self.recorder = SessionRecorder(buffer, self._runs, stream_flush=settings.stream_flush.total_seconds())
         self._run_queue = RunQueue(
             *(storage, offload, self._background, self._runs),

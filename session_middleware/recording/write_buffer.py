@@ -30,7 +30,7 @@ from session_middleware.errors import (
 from session_middleware.models import Clock, NewId
 from session_middleware.recording.messages import Sayable, describe, texts_in
 from session_middleware.recording.redaction import RedactionPolicy
-from session_middleware.settings import Record, Redact
+from session_middleware.settings import SessionSettings
 from session_middleware.storage.executor import StorageExecutor, is_on_a_loop
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import ASIDE, AnswerEntry, Entry, HistoryEntry, MessageEntry
@@ -48,21 +48,19 @@ class RecordBuffer:
         self,
         storage: Storage,
         executor: StorageExecutor,
+        settings: SessionSettings,
         *,
         clock: Clock,
         new_id: NewId,
-        redact: Redact,
-        record: Record,
-        tracking: bool,
     ) -> None:
         self.storage = storage
         self.executor = executor
         self.clock = clock
         self.new_id = new_id
-        self.redaction = RedactionPolicy(redact, record, on_error=self.fault)
+        self.redaction = RedactionPolicy(settings.redact, settings.record, on_error=self.fault)
         self.on_forget: list[Callable[[str], None]] = []  # called with the id of a session that was deleted
         self.faults = 0  # errors of the recorder
-        self._tracking = tracking
+        self._tracking = settings.tracking
         self._open: dict[int, RunContext] = {}  # contexts that may have entries
         self._submitted: dict[str, Future[None]] = {}  # the latest submitted write of each session
         self._has_warned = False
