@@ -56,7 +56,7 @@ class RecordingListener:
     def begin(self, context: RunContext, inputs: Any) -> None:
         """Record a run's answer: its first checkpoint may come at its end."""
         self.buffer.add_answer(context, inputs)
-        context.has_unrecorded_input = inputs is not None and not isinstance(inputs, Command)
+        context.has_new_input = inputs is not None and not isinstance(inputs, Command)
 
     def brought(
         self,

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from langchain_core.messages import BaseMessage, convert_to_messages
+from langgraph.types import Command
 
 from session_middleware.checkpoint.langchain_messages import id_of
 from session_middleware.recording.active_run import ActiveRun
@@ -26,6 +27,7 @@ Lists = Sequence[Sequence[Any]]  # the lists of messages in a state
 def note_input(run: ActiveRun, inputs: Any) -> None:
     """Note a run's input, before its state gives ids to the messages."""
     run.context.run_input, run.context.continues_without_input = inputs, inputs is None
+    run.context.has_new_input = inputs is not None and not isinstance(inputs, Command)
     ids = (id_of(message) for messages in lists_in(inputs, 1) for message in messages)
     run.input_ids = frozenset(str(known) for known in ids if known is not None)
 

@@ -226,7 +226,7 @@ class SessionRecorder(GraphCallbackHandler):
         run = self._runs.get(run_id) or self._runs.get(parent_run_id or run_id)
         if run is None and metadata is not None:
             run = self._run_for(run_id, parent_run_id, metadata)
-        if run is not None and not run.has_begun:
+        if run is not None and not run.has_begun and run.context.state.admission is None:
             await self.buffer.executor.run(self._authorize, run)
 
     def _authorize(self, run: ActiveRun) -> None:
@@ -239,7 +239,7 @@ class SessionRecorder(GraphCallbackHandler):
                 self.buffer.storage.authorize(run.context)
 
     def _begin(self, run: ActiveRun) -> None:
-        """Have the session admit the run, unless the checkpointer does."""
+        """Have the session admit the run, unless the checkpoint of the input does, which is being put."""
         run.has_begun = True
         context = run.context
         if context.state.admitted:
@@ -248,6 +248,8 @@ class SessionRecorder(GraphCallbackHandler):
             self._authorize(run)
             if context.state.admission in ("opened", "fresh"):
                 self.forget(context.session_id)
+            elif context.checkpointed and context.has_new_input and not context.puts_at_end:
+                return
             self.buffer.flush(context)
         except DENIALS:
             run.has_begun = False  # so `_end` has no run to close
@@ -255,6 +257,7 @@ class SessionRecorder(GraphCallbackHandler):
 
     @never_raise
     def _fail(self, run: ActiveRun, error: BaseException) -> None:
+        run.has_begun &= not isinstance(error, DENIALS)
         if isinstance(error, Exception):
             self._end(run, "error", error_text(error), rejects_answers=run.is_resumed and _is_invalid_resume(error))
         else:

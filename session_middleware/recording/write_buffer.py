@@ -152,8 +152,9 @@ class RecordBuffer:
             if (future := self._submitted.get(of)) is not None:
                 wait([future])
         for context in list(self._open.values()):
-            if session_id in (None, context.session_id):
-                self._write_if_admitted(context)
+            if session_id in (None, context.session_id) and context.notes.entries:
+                is_active = context.lease is not None and not context.lease.is_over
+                self._write(context, if_admitted=context.state.admission is None or not is_active)
 
     def forget(self, session_id: str) -> None:
         """Drop all cached facts about a session that was deleted or that starts again."""

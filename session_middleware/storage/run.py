@@ -124,7 +124,7 @@ class RunContext:
     has_history: bool = False  # the run was given a history; messages that are not added to it get the flag "aside"
     continues_without_input: bool = False  # the run continues an interrupted one without new input
     run_input: Any = None  # the input, until the first read
-    has_unrecorded_input: bool = False  # the run has new input, and no row in the record
+    has_new_input: bool = False  # the run has an input, which is no command
     subgraph_inputs: dict[str, Any] = field(default_factory=dict)  # inputs of subgraphs by namespace, without task ids
     read_namespaces: set[str] = field(default_factory=set)  # the namespaces whose state was read
     puts_at_end: bool = False  # the run puts no checkpoint before it ends

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -406,3 +407,26 @@ def test_the_order_of_what_was_said_is_that_of_its_times(sessions: Sessions, clo
     assert [m.created_at for m in recorded] == sorted(m.created_at for m in recorded)
     numbers = [message.seq for message in recorded]  # those of a step's answers are in the order of their arrival
     assert [*numbers[:2], *sorted(numbers[2:4]), numbers[4], *sorted(numbers[5:])] == sorted(numbers)
+
+
+def test_a_first_node_sees_its_runs_record_before_the_checkpoint_of_the_input_is_stored(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, has_looked, seen = sessions.checkpointer.put, threading.Event(), list[tuple[str, str]]()
+
+    def look(_: MessagesState) -> dict[str, Any]:
+        session = sessions.get("t")
+        seen.append((session.messages()[-1].text, session.runs()[-1].outcome))
+        has_looked.set()
+        return {"messages": [AIMessage("seen")]}
+
+    def late_put(*args: Any) -> Any:
+        assert has_looked.wait(60)
+        return put(*args)
+
+    graph = sessions.attach(StateGraph(MessagesState).add_node(look).add_edge(START, "look").compile())
+    graph.invoke(human("first"), sessions.config("t"))
+    has_looked.clear()
+    monkeypatch.setattr(sessions.checkpointer, "put", late_put)
+    graph.invoke(human("second"), sessions.config("t"))
+    assert seen == [("first", "running"), ("second", "running")]

@@ -395,7 +395,7 @@ def begin(write: SessionWrite, run: RunWrite, rules: EngineContext, *, announce:
     context, now, has_dead = run.context, run.context.at or rules.clock(), False
     if announce and not run.state.announced:
         run.state = run.state._replace(announced=True)
-        if context.has_unrecorded_input and rules.settings.tracking:
+        if context.has_new_input and run.run_id is None and rules.settings.tracking:
             has_dead = runs.interrupt_earlier(write, run)
         others, is_resumed = context.shared_with, context.is_run and run.state.admission == "resumed"
         if is_resumed and not (others and events.has_entered(write.connection, run.session_id, others)):
