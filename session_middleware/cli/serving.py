@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shlex
 import signal
 import socket
@@ -146,6 +147,8 @@ async def respond(asgi: ASGIApp, listening: socket.socket, *, end: Callable[[], 
         server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
+    gc.collect()
+    gc.freeze()  # a full collection stops all streams, and need not visit what was imported
     await Server(config).serve(sockets=[listening])
 
 

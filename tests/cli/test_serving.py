@@ -26,13 +26,14 @@ pytest.importorskip("uvicorn")
 
 MODULE = """
 import asyncio
+import gc
 from contextlib import asynccontextmanager, contextmanager
 from langgraph.graph import START, MessagesState, StateGraph
 
 ended = []
 
 async def wait(state, writer):
-    writer("waiting")
+    writer({"waiting": True, "frozen": gc.get_freeze_count() > 10_000})
     await asyncio.Event().wait()
 
 waiting = StateGraph(MessagesState).add_node("wait", wait).add_edge(START, "wait").compile()
@@ -107,7 +108,7 @@ def test_it_serves_until_a_signal_and_ends_its_streams_without_a_word(signal_num
             of_thread = stack.enter_context(client.stream("GET", "/threads/t/stream"))
             of_run = stack.enter_context(client.stream("POST", "/threads/t/runs/stream", json=asked))
             texts = [response.iter_lines() for response in (of_run, of_thread)]
-            assert all('data: "waiting"' in lines for lines in texts)
+            assert all('data: {"waiting":true,"frozen":true}' in lines for lines in texts)
             os.kill(process.pid, signal_number)
             assert ['"ServerEnded"' in "".join(lines) for lines in texts] == [True, True]
         assert process.wait(30) == 0
