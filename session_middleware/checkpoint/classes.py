@@ -13,8 +13,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import fields
 from enum import Enum
 from functools import lru_cache
-from types import ModuleType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import ModuleType, UnionType
+from typing import Any, ForwardRef, Literal, Union, get_args, get_origin, get_type_hints
 from zlib import crc32
 
 from pydantic import BaseModel
@@ -90,8 +90,22 @@ def _shape_of(cls: type) -> int:
         types = [(name, field.outer_type_) for name, field in cls.__fields__.items()]  # type: ignore[attr-defined]
     else:
         types = [(field.name, field.type) for field in fields(cls)]
-    text = "\n".join(sorted(f"{name}: {type_!r}" for name, type_ in types))
-    return crc32(re.sub(r" at 0x[0-9a-f]+", "", text).encode())
+    text = "\n".join(sorted(f"{name}: {_text_of(type_)}" for name, type_ in types))
+    return crc32(re.sub(r" at 0x[0-9a-f]+|(?<=pathlib)\._local", "", text).encode())
+
+
+def _text_of(annotation: Any) -> str:
+    """An annotation as each release of Python writes it. Their ``repr`` differ, for example of unions."""
+    if isinstance(annotation, list):  # the arguments of a callable
+        return f"[{', '.join(map(_text_of, annotation))}]"
+    if isinstance(annotation, ForwardRef):
+        return repr(annotation.__forward_arg__)
+    origin = get_origin(annotation)
+    if origin is None:
+        return repr(annotation)
+    origin = Union if origin is UnionType else origin
+    name = getattr(origin, "__qualname__", origin)  # an alias has none
+    return f"{origin.__module__}.{name}{_text_of([*get_args(annotation)])}"
 
 
 shape_of: Callable[[type], int] = lru_cache(_CLASSES)(_shape_of)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import decimal
 import importlib.util
@@ -11,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pprint import pformat
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any, ForwardRef, Optional
 
 import ormsgpack
 import pytest
@@ -22,6 +23,7 @@ from langgraph.types import Interrupt, Send
 from pydantic import BaseModel
 
 from session_middleware.checkpoint import checkpoint_diff
+from session_middleware.checkpoint.classes import shape_of
 from session_middleware.checkpoint.serde import StrictSerializer
 from session_middleware.errors import UnserializableValue
 from tests.support import classes
@@ -303,6 +305,20 @@ def test_a_class_that_changed_gives_what_is_stored(
         [found] = serde.loads_typed(stored)
         assert found == wanted
         assert type(found) is type(wanted)
+
+
+def test_the_shape_of_a_class_is_the_same_with_each_release_of_python() -> None:
+    count = Optional[int]  # noqa: UP045  # some releases have another text for it than for `int | None`
+    types: dict[str, Any] = {
+        "count": count,
+        "either": int | str,
+        "paths": list[pathlib.Path | None],
+        "call": Callable[[count], Callable[..., None]],
+        "noted": Annotated[count, "a note"],
+        "later": "Later | None",
+        "parent": Optional[ForwardRef("Later")],  # noqa: UP045
+    }
+    assert shape_of(dataclasses.make_dataclass("A", types.items())) == 2269723652
 
 
 def test_a_module_that_is_not_imported_is_not_imported(release: Callable[[str], ModuleType]) -> None:
