@@ -213,7 +213,8 @@ def _safe() -> dict[TypeName, Callable[..., Any]]:
     found: dict[TypeName, Any] = {}
     for module, name in SAFE_MSGPACK_TYPES:
         try:
-            found[module, name] = getattr(importlib.import_module(module), name)
+            home = module.removesuffix("._local")  # of `pathlib`, as Python 3.13 names its classes
+            found[module, name] = getattr(importlib.import_module(home), name)
         except (ImportError, AttributeError):  # it belongs to another version of Python or LangGraph
             continue
     found["langgraph.types", "Send"] = _send

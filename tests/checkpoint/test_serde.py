@@ -321,6 +321,11 @@ def test_the_shape_of_a_class_is_the_same_with_each_release_of_python() -> None:
     assert shape_of(dataclasses.make_dataclass("A", types.items())) == 2269723652
 
 
+def test_a_path_that_python_3_13_stored_is_a_path_with_each_release() -> None:
+    stored = _forged(1, "pathlib._local", "PosixPath", ["/", "a", "b"])
+    assert StrictSerializer().loads_typed(stored) == pathlib.Path("/a/b")
+
+
 def test_a_module_that_is_not_imported_is_not_imported(release: Callable[[str], ModuleType]) -> None:
     serde = StrictSerializer()
     stored = serde.dumps_typed(eval("A(x=1)", release("class A(BaseModel):\n x: int").__dict__))
