@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import fields
 from enum import Enum
 from functools import lru_cache
 from types import ModuleType, UnionType
-from typing import Any, ForwardRef, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ForwardRef, Literal, Union, cast, get_args, get_origin, get_type_hints
 from zlib import crc32
 
 from pydantic import BaseModel
@@ -159,5 +160,14 @@ def _hints(cls: type) -> Iterable[Any]:
     try:
         return _resolved_hints(cls)
     except Exception:  # noqa: BLE001  # evaluating an annotation may raise anything
-        declared: dict[str, Any] = getattr(cls, "model_fields", None) or getattr(cls, "__annotations__", {})
+        declared: dict[str, Any] = getattr(cls, "model_fields", None) or _declared(cls)
         return [getattr(one, "annotation", one) for one in declared.values()]
+
+
+def _declared(cls: type) -> dict[str, Any]:
+    if sys.version_info >= (3, 14):  # annotations are evaluated when they are asked for
+        from annotationlib import Format
+
+        with suppress(Exception):
+            return get_type_hints(cls, include_extras=True, format=Format.FORWARDREF)
+    return cast("dict[str, Any]", vars(cls).get("__annotations__", {}))

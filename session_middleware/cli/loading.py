@@ -113,9 +113,11 @@ async def compiled_graph(target: str, found: Any, stack: AsyncExitStack) -> Any:
 
 
 def _takes_config(function: Any) -> bool:
+    from session_middleware.storage.validation import signature_of
+
     needed = [
         each
-        for each in inspect.signature(function).parameters.values()
+        for each in signature_of(function).parameters.values()
         if each.default is each.empty and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
     ]
     return len(needed) == 1

@@ -46,6 +46,7 @@ from session_middleware.storage.validation import (
     check_text,
     checked_moment,
     milliseconds_of,
+    signature_of,
 )
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -222,7 +223,7 @@ class ManualRecorder:
         check_callable("function", function, "a function, as by @session.tool over its def")
         check_optional_text("name", name)
         tool_name = name or str(getattr(function, "__name__", "tool"))
-        signature = inspect.signature(function)
+        signature = signature_of(function)
 
         def execution(args: tuple[Any, ...], kwargs: dict[str, Any]) -> ToolExecution:
             return ToolExecution(self, self._start(tool_name, signature, args, kwargs), raises_denials=False)

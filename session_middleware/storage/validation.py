@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from functools import partial, wraps
-from inspect import Parameter, iscoroutinefunction, isfunction, signature
+from inspect import Parameter, Signature, iscoroutinefunction, isfunction, signature
 from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -216,6 +217,15 @@ def spelled_out(options: type) -> Callable[[F], F]:
         return method
 
     return decorate
+
+
+def signature_of(function: Callable[..., Any]) -> Signature:
+    """The signature of a caller's function, whose annotations may name classes that are not defined yet."""
+    if sys.version_info >= (3, 14):
+        from annotationlib import Format
+
+        return signature(function, annotation_format=Format.FORWARDREF)
+    return signature(function)
 
 
 def suggesting(cls: C) -> C:

@@ -19,6 +19,7 @@ from langgraph.types import Command, Send, interrupt
 from pydantic import BaseModel, ConfigDict, Field
 
 from session_middleware import Sessions, UnserializableValue
+from session_middleware.checkpoint.classes import named_in
 from session_middleware.checkpoint.serde import StrictSerializer
 from tests.support import processes
 from tests.support.agents import human
@@ -35,6 +36,7 @@ from tests.support.classes import (
     Special,
     Tupled,
     UserId,
+    evaluated_late,
 )
 
 Build = Callable[[Any], Any]
@@ -129,6 +131,21 @@ def test_any_data_class_is_read_as_it_was_put(name: str, tmp_path: Path) -> None
         assert pformat(found, width=1) == pformat(put, width=1)  # sets are sorted
 
 
+def test_a_class_beside_an_annotation_that_names_nothing_is_found() -> None:
+    module = evaluated_late("""
+from dataclasses import dataclass
+from typing import TypedDict
+
+@dataclass
+class Order:
+    price: ImportedForTypeCheckersOnly
+
+class Orders(TypedDict):
+    order: Order
+""")
+    assert named_in([module.Orders]) == {module.Order}
+
+
 def test_values_of_classes_go_through_sends_inputs_and_interrupts(build: tuple[Sessions, Build]) -> None:
     class State(TypedDict):
         items: Annotated[list[Item], add]
@@ -190,6 +207,7 @@ from operator import add
 from typing import Annotated, Any, TypedDict
 from langgraph.graph import START, StateGraph
 from session_middleware import Sessions
+from session_middleware.checkpoint.classes import named_in
 from session_middleware.checkpoint.serde import StrictSerializer
 class State(TypedDict):
     orders: Annotated[list[Any], add]

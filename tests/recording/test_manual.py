@@ -15,6 +15,7 @@ from langchain_core.messages import AIMessage, ChatMessage, HumanMessage
 from session_middleware import InvalidArgument, Sessions
 from tests.support import agents
 from tests.support.agents import said
+from tests.support.classes import evaluated_late
 
 pytestmark = pytest.mark.usefixtures("consistent")
 
@@ -75,6 +76,13 @@ def test_a_loop_over_openais_dicts_is_recorded_as_a_run(sessions: Sessions) -> N
     (run,) = session.runs()
     assert (run.outcome, {message.run_id for message in session.messages()}) == ("ok", {run.id})
     assert [event.kind for event in session.events()] == ["opened"]
+
+
+def test_a_tool_may_name_a_class_that_is_defined_after_it(sessions: Sessions) -> None:
+    module = evaluated_late("def refund(order: Order) -> str: return f'order {order}'")
+    with sessions.open("job") as session:
+        assert session.tool(module.refund)(7) == "order 7"
+    assert [call.arguments for call in session.tool_calls()] == [{"order": 7}]
 
 
 def test_leaving_by_an_exception_fails_the_run_and_keeps_everything(sessions: Sessions) -> None:

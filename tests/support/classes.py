@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import enum
 import re
+import sys
 import threading
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Generic, NamedTuple, NewType, TypeVar
 from uuid import UUID
 
@@ -343,3 +345,12 @@ VALUES: dict[str, Any] = {
     "plain": {"d": Decimal("1.1"), "u": UUID(int=1), "p": Path("a/b"), "r": re.compile("x"), "q": deque([1], 3)},
     "keys": {1: Item(name="x"), ("a", 1): Point(1), None: Colour.RED},
 }
+
+
+def evaluated_late(source: str) -> ModuleType:
+    """A module whose annotations may name what is not defined: as Python 3.14 has it, or as strings."""
+    module, strings = ModuleType("evaluated_late"), "from __future__ import annotations\n"
+    sys.modules[module.__name__] = module  # where the names in its annotations are looked up
+    text = source if sys.version_info >= (3, 14) else strings + source
+    exec(compile(text, module.__name__, "exec", dont_inherit=True), vars(module))
+    return module
