@@ -77,12 +77,13 @@ def main(database: str = "supervisor.db") -> None:
         else:
             ask(agent, sessions)
         session = sessions.get("invoice-7")
-        print(f"{session.id}: {session.status}, {session.waiting_count} open questions, runs:", end=" ")
+        print(f"{session.id}: {session.status}, {session.waiting_count} waiting, runs:", end=" ")
         print(", ".join(f"{run.user_id} {run.outcome}" for run in session.runs()))
         for message in session.messages():
             print(f"  {message.name or message.role}: {message.text}")
         for question in session.questions():
-            print(f"  {question.value} → {question.answer} by {question.answered_by}")
+            outcome = f"{question.answer} by {question.answered_by}" if question.answered_by else question.status
+            print(f"  {question.value} → {outcome}")
 
 
 if __name__ == "__main__":

@@ -84,10 +84,10 @@ def test_the_supervisor_waits_for_a_person_of_the_team(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("supervisor", monkeypatch=monkeypatch)
-    assert "1 open questions, runs: erin waiting\n" in capsys.readouterr().out
+    assert "1 waiting, runs: erin waiting\n" in capsys.readouterr().out
     run("supervisor", monkeypatch=monkeypatch)
     printed = capsys.readouterr().out
-    assert "0 open questions, runs: erin waiting, bob ok\n" in printed
+    assert "0 waiting, runs: erin waiting, bob ok\n" in printed
     assert "cashier: Paid 240 euros." in printed
     assert "{'approved': True} by bob" in printed
 
