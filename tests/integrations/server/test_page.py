@@ -93,9 +93,10 @@ def test_a_conversation_is_found_read_and_seen_as_a_trace(browser: Browser, serv
     names = [text.split()[:2] for text in spans.all_inner_texts()]
     assert ["tool", "look_up"] in names
     assert ["model", "scripted-1"] in names
-    for view, words in {"Branches": "main", "Usage": "scripted-1", "Lifecycle": "opened"}.items():
+    for view, words in {"Branches": "main", "Usage": "scripted-1", "Lifecycle": "UTC. It expires at"}.items():
         shown.get_by_role("navigation").last.get_by_role("link", name=view, exact=True).click()
         assert words in shown.locator("main").inner_text()
+        assert shown.title() == f"{view} · look up tea · Sessions"
     assert visit.faults == []
     visit.close()
 
@@ -124,6 +125,8 @@ def test_text_of_a_session_is_text_and_fits_a_phone(browser: Browser, served: st
         visit.page.goto(address)
         assert visit.page.evaluate("document.documentElement.scrollWidth") == width, address
         assert visit.page.locator("main img, main script").count() == 0
+        tabs = visit.page.locator(".tabs a").evaluate_all("tabs => tabs.map(tab => tab.getBoundingClientRect().right)")
+        assert max(tabs, default=0) <= width, address
     visit.page.goto(f"session?id={thread_id}")
     assert hostile[:50] in visit.page.locator("main").inner_text()
     background = "getComputedStyle(document.body).backgroundColor"

@@ -162,8 +162,9 @@ def answering(question: Question, session: Session) -> str:
 
 
 def sentence(explained: Explanation) -> str:
-    text = explained.text.removeprefix(f"session {explained.session_id!r}: ")
-    return f"{text[:1].upper()}{text[1:]}.".replace("; ", ". ")
+    """An explanation as sentences, without the id of its session."""
+    parts = explained.text.removeprefix(f"session {explained.session_id!r}: ").split("; ")
+    return " ".join(f"{part[:1].upper()}{part[1:]}." for part in parts)
 
 
 FILTERS = {
