@@ -447,8 +447,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """Delete all but the latest checkpoint of each namespace, or the sessions (``"delete"``, ``"delete_all"``).
 
-        Each thread is pruned in one transaction. Ancestors from whose writes delta channels are rebuilt are not
-        deleted. With ``"keep_latest"`` the record and the session's memories remain.
+        A thread is pruned in one transaction, which some threads share. Ancestors from whose writes delta channels are
+        rebuilt are not deleted. With ``"keep_latest"`` the record and the session's memories remain.
 
         Raises:
             UnknownStrategy: Before anything is deleted.

@@ -491,10 +491,11 @@ class Storage(Protocol):
     def list_checkpoint_namespaces(self, session_id: str) -> list[str]: ...
 
     def prune_checkpoints(self, session_ids: Sequence[str]) -> DeletionCounts:
-        """Keep the latest checkpoint of each namespace with its writes and values. One transaction a session.
+        """Keep the latest checkpoint of each namespace with its writes and values.
 
         Ancestors remain if a channel is replayed from their writes. The namespace of a subgraph is deleted with the
-        checkpoint that started it (`CheckpointPut.enclosing`). Erases like `delete_session`.
+        checkpoint that started it (`CheckpointPut.enclosing`). A session is pruned in one transaction, which some
+        sessions share. Erases like `delete_session`. Raises `StorageError` if one is damaged, and prunes the others.
         """
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> DeletionCounts:

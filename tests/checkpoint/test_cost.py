@@ -207,6 +207,8 @@ OF_MANY: dict[str, Callable[[Sessions], Any]] = {
     "index_memory": lambda sessions: sessions.index_memory(),
     "keep": lambda sessions: sessions.sweep(FUTURE),
     "delete": lambda sessions: sessions.sweep(FUTURE),
+    "prune": lambda sessions: sessions.sweep(FUTURE),
+    "checkpointer.prune": lambda sessions: sessions.checkpointer.prune([each.id for each in sessions.list(limit=9)]),
     "forget_user": lambda sessions: sessions.forget_user("alice"),
 }
 
@@ -215,7 +217,7 @@ OF_MANY: dict[str, Callable[[Sessions], Any]] = {
 def test_the_round_trips_of_an_operation_on_many_sessions_do_not_grow_with_their_number(
     name: str, postgres_url: str, trips: list[str]
 ) -> None:
-    on_expire = name if name in ("keep", "delete") else "keep"
+    on_expire = name if name in ("keep", "delete", "prune") else "keep"
     taken = []
     with Sessions(postgres_url, sweep_interval=None, idle_timeout="1h", on_expire=on_expire) as sessions:
         graph = sessions.attach(builder().compile())

@@ -144,6 +144,23 @@ def test_pruning_one_of_a_family_leaves_the_others_whole(storage: Storage) -> No
     assert {"a", "x"} <= pieces(storage)
 
 
+def test_one_of_a_family_is_pruned_and_deleted_although_another_one_is_damaged(storage: Any) -> None:
+    grow(storage, "t", "abc")
+    storage.fork_session("t", "damaged")
+    grow(storage, "u", "xyz")
+    sql = "UPDATE checkpoints SET channels = '{' WHERE session_id = 'damaged'"
+    storage._database.write(lambda connection: connection.execute(sql))
+    with pytest.raises(StorageError, match="damaged"):
+        storage.prune_checkpoints(["damaged", "t", "u"])
+    assert [keys(storage, session_id) for session_id in "tu"] == [["c2"], ["c2"]]
+    assert storage.delete_session("t").sessions == 1
+    left = pieces(storage)
+    assert left.isdisjoint({"last x", "last y"})
+    assert left >= {"last a", "last b", "last c"}  # of the damaged one, as far as is known
+    storage.delete_session("damaged")
+    assert pieces(storage) == {"x", "y", "z", "!", "last z"}
+
+
 def replaced(row: Any) -> tuple[Any, ...]:
     return row.key, row.parent_id, row.body, row.channels, row.values, row.writes
 

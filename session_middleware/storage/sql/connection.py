@@ -26,6 +26,7 @@ class Shared(NamedTuple):
 
 Lock: TypeAlias = str | Shared  # a session's id names the lock of its family
 Locks: TypeAlias = Lock | Collection[Lock] | None  # ``None``: all, so no other process writes
+Statement: TypeAlias = tuple[str, Sequence[Any]]  # with its parameters
 
 
 def lock_found(connection: Connection, find: Callable[[], C]) -> C:

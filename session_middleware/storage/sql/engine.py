@@ -64,6 +64,7 @@ from session_middleware.storage.types import DeletionCounts, Progress, SessionDe
 T = TypeVar("T")
 
 _NONE = SessionDetails()
+_PRUNED = 10  # sessions in one transaction, for whose end other writers wait
 
 
 class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
@@ -387,8 +388,15 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         return self._change_state(merge, {primary, secondary}, secondary)
 
     def prune_checkpoints(self, session_ids: Sequence[str]) -> DeletionCounts:
-        prunes = {each: partial(pruning.prune, session_id=each) for each in session_ids}
-        return self._erased(sum(self._change_state(prune, each, each) for each, prune in prunes.items()))
+        gone, damaged = 0, list[Exception]()
+        for start in range(0, len(session_ids), _PRUNED):
+            some = session_ids[start : start + _PRUNED]
+            pruned = self._change_state(partial(pruning.prune, session_ids=some), some)
+            gone, damaged = gone + pruned.checkpoints, [*damaged, *pruned.damaged]
+        deleted = self._erased(gone)
+        if damaged:
+            raise self._database.mapped_error(damaged[0])
+        return deleted
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> DeletionCounts:
         return self._erased(self._change_state(partial(pruning.delete_for_runs, run_ids=run_ids), ""))

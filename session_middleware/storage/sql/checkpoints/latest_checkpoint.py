@@ -9,12 +9,13 @@ was put last. Mostly the two are the same; in the namespace of a subgraph they a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from session_middleware.errors import StorageError
 from session_middleware.storage.sql.checkpoints.blobs import CorruptRow
-from session_middleware.storage.sql.checkpoints.rows import AT, HOME, Key, at
-from session_middleware.storage.sql.connection import Connection
+from session_middleware.storage.sql.checkpoints.rows import AT, HOME, Key, Row, at
+from session_middleware.storage.sql.connection import Connection, Statement
 
 if TYPE_CHECKING:
     from session_middleware.storage.sql.session_state import SessionWrite
@@ -134,21 +135,22 @@ def move(connection: Connection, home: int, session_id: str, checkpoint_id: str 
     )
 
 
-def recount(connection: Connection, home: int, session_id: str, gone: set[str]) -> None:
-    """Subtract deleted checkpoints of the outermost graph from the count. The newest one left replaces the latest."""
-    head = find(connection, session_id, "")
-    if head is None:
-        return
-    newest = connection.execute(
-        f"SELECT position, checkpoint_id FROM checkpoints WHERE {_OWN} ORDER BY position DESC LIMIT 1",
-        (home, session_id, ""),
-    ).fetchone()
-    count = head.checkpoint_count - len(gone)
-    position, checkpoint_id = newest or (None, None)
-    if newest is None and count > 0:
-        position, checkpoint_id = "", ""
-    connection.execute(
-        "UPDATE sessions SET newest_position = ?, checkpoint_count = ? WHERE id = ?", (position, count, session_id)
-    )
-    if head.latest_id in gone:
-        move(connection, home, session_id, checkpoint_id)
+def without(key: tuple[int, str], head: Head | None, rows: Mapping[str, Row], gone: Collection[str]) -> Statement:
+    """The change of a session's row when some checkpoints of the outermost graph are deleted.
+
+    The newest one left replaces the latest.
+
+    Args:
+        key: The family and the session.
+        rows: The checkpoints by id, before the deletion.
+    """
+    sql, values = "UPDATE sessions SET version = version + 1", list[Any]()
+    if head is not None and gone:
+        left = [(row.position, checkpoint_id) for checkpoint_id, row in rows.items() if checkpoint_id not in gone]
+        count = head.checkpoint_count - len(gone)
+        position, checkpoint_id = max(left, default=("", "") if count > 0 else (None, None))
+        sql, values = f"{sql}, newest_position = ?, checkpoint_count = ?", [position, count]
+        if head.latest_id in gone:
+            sql = f"{sql}, latest_checkpoint_id = ?, write_count = {WRITE_COUNT}"
+            values += [checkpoint_id, *key, checkpoint_id]
+    return f"{sql} WHERE id = ?", [*values, key[1]]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -16,9 +15,9 @@ from session_middleware import lifecycle
 from session_middleware.errors import SessionLimitReached
 from session_middleware.models import Ended, Identity, OnExpire, Pin, SessionInfo, Status, SweepResult, to_text
 from session_middleware.storage import jsonl
-from session_middleware.storage.sql.checkpoints import blobs, checkpoints, pruning
+from session_middleware.storage.sql.checkpoints import checkpoints, pruning
 from session_middleware.storage.sql.checkpoints.pruning import free_unused
-from session_middleware.storage.sql.connection import Connection, DamagedRow, lock_found
+from session_middleware.storage.sql.connection import Connection, lock_found
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import memories
 from session_middleware.storage.sql.record import runs
@@ -73,18 +72,17 @@ def expire(connection: Connection, ended: Sequence[Ending], rules: EngineContext
     """Store that sessions have expired, unless they had ended, and prune those whose strategy says so."""
     ended = [each for each in ended if each.session.status == "active"]
     _close(connection, ended, "expired", _idle_since, rules)
-    for session, *_ in ended:
-        if lifecycle.terms_of(session, rules.settings).on_expire == "prune":
-            _prune(connection, session)
+    _prune(connection, [each.id for each, *_ in ended if lifecycle.terms_of(each, rules.settings).on_expire == "prune"])
 
 
-def _prune(connection: Connection, session: SessionInfo) -> bool:
-    """Prune a session that has expired; returns whether that was not done before."""
-    pruned = connection.execute("UPDATE sessions SET pruned = 1 WHERE id = ? AND pruned = 0", (session.id,)).rowcount
-    if pruned:
-        with suppress(DamagedRow, ValueError), blobs.reading_rows():  # a damaged state is left as it is
-            pruning.prune(connection, session.id)
-    return bool(pruned)
+def _prune(connection: Connection, session_ids: Sequence[str]) -> set[str]:
+    """Prune sessions that have expired; returns those of which that was not done before."""
+    if not session_ids:
+        return set()
+    sql = "UPDATE sessions SET pruned = 1 WHERE id IN (SELECT value FROM json_each(?)) AND pruned = 0 RETURNING id"
+    due = [session_id for (session_id,) in connection.execute(sql, (json.dumps(session_ids),)).fetchall()]
+    pruning.prune(connection, due)
+    return set(due)
 
 
 def pin(connection: Connection, rules: EngineContext, session_id: str, pin: Pin | None) -> SessionInfo:
@@ -265,8 +263,8 @@ Endings: TypeAlias = Mapping[str, Ending]  # by the session's id
 
 def _keep(connection: Connection, ended: Endings, rules: EngineContext) -> set[str]:
     expire(connection, [*ended.values()], rules)
-    is_active = {session_id for session_id, ending in ended.items() if ending.session.status == "active"}
-    return is_active | {each for each in ended.keys() - is_active if _prune(connection, ended[each].session)}
+    expired = [session_id for session_id, ending in ended.items() if ending.session.status != "active"]
+    return ended.keys() - set(expired) | _prune(connection, expired)
 
 
 def _delete(connection: Connection, ended: Endings, rules: EngineContext) -> set[str]:

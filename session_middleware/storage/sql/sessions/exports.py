@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any
 
 from session_middleware.storage.sql.checkpoints import blobs
-from session_middleware.storage.sql.checkpoints.pruning import find_reachable
+from session_middleware.storage.sql.checkpoints.pruning import find_references
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import items
@@ -71,7 +71,7 @@ def of_family(connection: Connection, home: int, session_ids: Sequence[str]) -> 
     lengths: dict[int, int] = {}
     digests: set[bytes] = set()
     for session_id in session_ids:
-        reachable = find_reachable(connection, home, session_id)
+        reachable = find_references(connection, [home], session_id)[home].reachable()
         digests |= reachable.digests
         for list_id, length in reachable.lengths.items():
             lengths[list_id] = max(length, lengths.get(list_id, 0))
