@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -412,7 +413,7 @@ def test_the_order_of_what_was_said_is_that_of_its_times(sessions: Sessions, clo
 def test_a_first_node_sees_its_runs_record_before_the_checkpoint_of_the_input_is_stored(
     sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put, has_looked, seen = sessions.checkpointer.put, threading.Event(), list[tuple[str, str]]()
+    has_looked, seen = threading.Event(), list[tuple[str, str]]()
 
     def look(_: MessagesState) -> dict[str, Any]:
         session = sessions.get("t")
@@ -420,13 +421,14 @@ def test_a_first_node_sees_its_runs_record_before_the_checkpoint_of_the_input_is
         has_looked.set()
         return {"messages": [AIMessage("seen")]}
 
-    def late_put(*args: Any) -> Any:
+    def late(store: Callable[..., Any], *args: Any) -> Any:
         assert has_looked.wait(60)
-        return put(*args)
+        return store(*args)
 
     graph = sessions.attach(StateGraph(MessagesState).add_node(look).add_edge(START, "look").compile())
     graph.invoke(human("first"), sessions.config("t"))
     has_looked.clear()
-    monkeypatch.setattr(sessions.checkpointer, "put", late_put)
+    for name in ("put", "put_writes"):
+        monkeypatch.setattr(sessions.checkpointer, name, partial(late, getattr(sessions.checkpointer, name)))
     graph.invoke(human("second"), sessions.config("t"))
     assert seen == [("first", "running"), ("second", "running")]
