@@ -88,6 +88,9 @@ class CheckpointDiff:
         It is also left out if it equals a message of the input, provided that the input's last message is among the new
         ones. Otherwise the new messages are only the answer, and the input may be a history with an equal answer.
         """
+        if not self._new and not self._input:
+            self._new += found
+            return
         others = Counter(map(_fingerprint_of, self._new))
         if self._input and self._input[-1] in map(_fingerprint_of, found):
             others.update(self._input)

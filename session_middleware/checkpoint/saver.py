@@ -31,7 +31,7 @@ from session_middleware.checkpoint import codec
 from session_middleware.checkpoint.checkpoint_diff import CheckpointDiff, NewMessages, fingerprints
 from session_middleware.checkpoint.parent_cache import CachedCheckpoint, CachedListRef, CheckpointCache, Key, PackedList
 from session_middleware.checkpoint.repair import Repairs
-from session_middleware.errors import UnknownStrategy
+from session_middleware.errors import SessionError, UnknownStrategy
 from session_middleware.lifecycle import session_id_of
 from session_middleware.models import Identity
 from session_middleware.runtime.run_context import RunRegistry, config_of
@@ -138,8 +138,11 @@ class SessionSaver(BaseCheckpointSaver[int]):
         """`get_tuple` for a run context that was matched already, without repair."""
         namespace = config["configurable"].get("checkpoint_ns", "")
         packed = self._checkpoint_cache.packed(context.session_id)
-        with self._contexts.discard_if_refused(context):
+        try:
             stored = self._storage.read_checkpoint(context, namespace, get_checkpoint_id(config), packed.keys())
+        except SessionError:
+            self._contexts.discard(context)
+            raise
         if stored is None:
             return None
         if not namespace and context.started_from is None:  # the checkpoint that a run starts from

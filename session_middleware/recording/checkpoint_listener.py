@@ -69,12 +69,14 @@ class RecordingListener:
         context.notes.on_fault = self.buffer.fault  # a message that cannot be recorded must not break a checkpoint
         try:
             counted = metadata.get("counters_since_delta_snapshot") or {}
-            values = [v.value for v in checkpoint["channel_values"].values() if type(v) is _DeltaSnapshot]
-            known = self._delta_channels(key[0])
-            if counted or values:
+            values = checkpoint["channel_values"].values()
+            with self._lock:
+                known = self._channels(key[0])
+            if counted or _DeltaSnapshot in map(type, values):
                 known.names.update(counted)
                 written = [known.unassigned.get(name, ()) for name in counted]
-                new = [*new, *_unrecorded(known, [*written, *values])]
+                snapshots = [value.value for value in values if type(value) is _DeltaSnapshot]
+                new = [*new, *_unrecorded(known, [*written, *snapshots])]
             known.unassigned = {}
             agents = checkpoint["versions_seen"]
             if not key[1] and context.has_one_value:
@@ -144,12 +146,8 @@ class RecordingListener:
                 generated_id = f"{key[2]}-{number}".__str__
                 changes = {"followed_by": following, "created_at": created_at}
                 entry = describe(message, key[1], new_id=generated_id, **changes)
-                found.append(with_author(entry, context.input_texts, agents))
-        return list(self.buffer.redaction.entries(found))
-
-    def _delta_channels(self, session_id: str) -> _DeltaChannels:
-        with self._lock:
-            return self._channels(session_id)
+                found.append(with_author(entry, context.input_texts, agents) if entry.role == "user" else entry)
+        return self.buffer.redacted(found)
 
     @never_raise
     def wrote(
@@ -162,18 +160,20 @@ class RecordingListener:
                 if all(name in (INTERRUPT, RESUME) for name, _ in writes):  # else an importer brings a finished task
                     questions += _questions_in(value, context, path.removeprefix(_PULL), key[1], outermost_id)
             elif lists := lists_in(value):
-                known = self._delta_channels(key[0])
+                with self._lock:
+                    known = self._channels(key[0])
                 if channel in known.names:
                     found = [m for messages in lists for m in messages if isinstance(m, BaseMessage) and m.id]
                     known.recorded_ids.update(str(message.id) for message in found)
                     self.buffer.add(context, self.buffer.describe(found, key[1]))
                 else:  # the next checkpoint may name it as a delta channel
                     known.unassigned.setdefault(channel, []).append(value)
-        return self.buffer.redaction.entries(questions)
+        return self.buffer.redacted(questions)
 
     def forget(self, session_id: str) -> None:
         """Drop all cached facts about a session that was deleted."""
-        known = self._delta_channels(session_id)
+        with self._lock:
+            known = self._channels(session_id)
         known.names, known.recorded_ids, known.unassigned = set(), set(), {}
 
 

@@ -268,7 +268,7 @@ class ManualRecorder:
     def write(self, entries: Sequence[Entry], context: RunContext | None = None) -> None:
         """Write entries of a context, by default that of the enclosing run."""
         context = context or self.context or self.new_context()
-        self._storage.append(context, self._buffer.redaction.entries(entries))
+        self._storage.append(context, self._buffer.redacted(entries))
 
     def new_context(self, run_id: str | None = None) -> RunContext:
         # A run is admitted by the clock and the settings. Its session was announced when it was opened.

@@ -127,8 +127,6 @@ def with_author(message: MessageEntry, users_words: frozenset[str] | None, agent
 
     The texts of a run's input are the user's. If they are unknown, every user message is.
     """
-    if message.role != "user":
-        return message
     may_be_told = message.told or message.name in agents
     return message._replace(told=may_be_told and users_words is not None and message.text not in users_words)
 

@@ -324,7 +324,8 @@ class SessionRecorder(GraphCallbackHandler):
                 for message, following in found:
                     known[str(message.id)] = content_hash(message)
                     for entry in self.buffer.describe([message], namespace, followed_by=following):
-                        entry = with_author(entry, context.input_texts, run.agents)
+                        if entry.role == "user":
+                            entry = with_author(entry, context.input_texts, run.agents)
                         entries.append(entry._replace(refused=True) if may_refuse and entry.tool_error else entry)
                 if entries:
                     run.index_requests(entries)

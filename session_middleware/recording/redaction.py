@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
 from session_middleware.settings import DETECTORS, RECORDED, Record, Redact
@@ -88,7 +88,7 @@ class RedactionPolicy:
             self._detectors.append(("redacted", redact))
         self._record = record
         self._on_error = on_error
-        self._changes_nothing = record == "all" and not self._detectors
+        self.changes_entries = record != "all" or bool(self._detectors)
 
     def partial_text(self, text: str, *, cut_off: bool) -> str:
         """Return the part of a streamed or cut-off text that contains no beginning of a secret."""
@@ -112,10 +112,8 @@ class RedactionPolicy:
         """Return a JSON value as the record would have it."""
         return self._redact(value, [])
 
-    def entries(self, entries: Sequence[T]) -> Sequence[T]:
+    def entries(self, entries: Iterable[T]) -> list[T]:
         """Return redacted entries, without those that the ``record`` setting excludes."""
-        if self._changes_nothing:
-            return entries
         return [cast("T", redacted) for entry in entries if (redacted := self._entry(entry)) is not None]
 
     def _entry(self, entry: Entry) -> Entry | None:

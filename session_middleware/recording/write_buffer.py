@@ -58,6 +58,9 @@ class RecordBuffer:
         self.clock = clock
         self.new_id = new_id
         self.redaction = RedactionPolicy(settings.redact, settings.record, on_error=self.fault)
+        self.redacted: Callable[[Iterable[Any]], list[Any]] = list  # entries as they are recorded
+        if self.redaction.changes_entries:
+            self.redacted = self.redaction.entries
         self.on_forget: list[Callable[[str], None]] = []  # called with the id of a session that was deleted
         self.faults = 0  # errors of the recorder
         self._tracking = settings.tracking
@@ -92,7 +95,7 @@ class RecordBuffer:
         context.notes.on_fault = self.fault
         if context.has_history:
             entries = [_aside(entry) for entry in entries]
-        context.notes.add(self.redaction.entries(entries))
+        context.notes.add(self.redacted(entries))
         self._open[id(context)] = context
         if len(self._open) > _MAX_TRACKED:
             self._open = {key: each for key, each in list(self._open.items()) if each.notes.entries}
@@ -112,7 +115,7 @@ class RecordBuffer:
     def add_if_admitted(self, context: RunContext, entries: Sequence[Entry]) -> None:
         """Write entries after the writes that are under way, if these have admitted the context's run."""
         if self._tracking:
-            context.notes.add(self.redaction.entries(entries))
+            context.notes.add(self.redacted(entries))
             self._submit(context, self._write_if_admitted)
 
     def flush_sync(self, context: RunContext) -> None:

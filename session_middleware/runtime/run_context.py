@@ -22,7 +22,6 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
 
 from session_middleware import lifecycle
-from session_middleware.errors import SessionError
 from session_middleware.models import Identity
 from session_middleware.runtime.background import BackgroundWorker
 from session_middleware.runtime.run_ends import Manager, call_at_end, find_loop
@@ -285,24 +284,19 @@ class RunRegistry:
             if each is not None and each.session_id == session_id and not _is_active(each):
                 each.session_id = ""  # no session has this id
 
-    @contextmanager
-    def discard_if_refused(self, context: RunContext) -> Iterator[None]:
-        """Perform a first read. If it is refused, the context is not used again by calls of this caller.
+    def discard(self, context: RunContext) -> None:
+        """The first read was refused: the context is not used again by calls of this caller.
 
         An announced run that was matched by the session alone belongs to another caller then, and is unmatched again.
         """
-        try:
-            yield
-        except SessionError:
-            if self._current.get() is context:
-                self._current.set(None)
-            with self._lock:
-                if self._latest.get(context.named_id) is context:
-                    del self._latest[context.named_id]
-            if context.is_identity_assumed and not context.state.admitted:
-                context.identity, context.is_identity_assumed, context.checkpointed = _NOBODY, False, False
-                self._add_announced(context)
-            raise
+        if self._current.get() is context:
+            self._current.set(None)
+        with self._lock:
+            if self._latest.get(context.named_id) is context:
+                del self._latest[context.named_id]
+        if context.is_identity_assumed and not context.state.admitted:
+            context.identity, context.is_identity_assumed, context.checkpointed = _NOBODY, False, False
+            self._add_announced(context)
 
     def _remember(self, context: RunContext) -> RunContext:
         with self._lock:

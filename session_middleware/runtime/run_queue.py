@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from session_middleware.errors import SessionError
 from session_middleware.runtime.background import BackgroundWorker
 from session_middleware.runtime.run_context import RunRegistry
 from session_middleware.storage.executor import StorageExecutor
@@ -79,9 +80,11 @@ class RunQueue:
             return context
         waiter = self._enqueue(context)
         try:
-            with self._runs.discard_if_refused(context):
-                while (pause := self._try_acquire(waiter)) is not None:
-                    time.sleep(pause)
+            while (pause := self._try_acquire(waiter)) is not None:
+                time.sleep(pause)
+        except SessionError:
+            self._runs.discard(context)
+            raise
         finally:
             self._leave(waiter)
         return context
@@ -92,13 +95,15 @@ class RunQueue:
             return context
         waiter = self._enqueue(context)
         try:
-            with self._runs.discard_if_refused(context):
-                while True:
-                    may_attempt = self._is_late(waiter) or not self._position(waiter)
-                    pause = await self._offload.run(self._try_acquire, waiter) if may_attempt else self._pause(waiter)
-                    if pause is None:
-                        return context
-                    await asyncio.sleep(pause)
+            while True:
+                may_attempt = self._is_late(waiter) or not self._position(waiter)
+                pause = await self._offload.run(self._try_acquire, waiter) if may_attempt else self._pause(waiter)
+                if pause is None:
+                    return context
+                await asyncio.sleep(pause)
+        except SessionError:
+            self._runs.discard(context)
+            raise
         finally:
             if context.lease is None or context.lease.is_exclusive:
                 self._leave(waiter)

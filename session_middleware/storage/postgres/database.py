@@ -93,6 +93,7 @@ class PostgresStorage(SqlStorage):
 
 class PostgresDatabase(Database):
     mapped_errors = (psycopg.Error, *DATA_ERRORS)
+    locks_sessions = True
     turn_seconds = 0.1  # only the writers of this process wait
 
     def __init__(self, url: str, *, synchronous: str = "full") -> None:

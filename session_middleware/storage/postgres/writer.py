@@ -21,7 +21,6 @@ _LOCK_SOME = f"SELECT pg_advisory_xact_lock_shared({_ALL})"
 
 class PostgresWriter(Writer):
     errors = (psycopg.Error,)
-    locks_sessions = True
     patience_seconds = 0.01  # longer, because a write that comes too late waits for another commit
 
     connection: PostgresConnection

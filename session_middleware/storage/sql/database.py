@@ -33,6 +33,7 @@ def data_error(path: str, error: Exception) -> StorageError:
 class Database:
     mapped_errors: tuple[type[Exception], ...]  # of the driver, and `DATA_ERRORS`
     in_memory = False
+    locks_sessions = False  # an operation on some sessions locks these; else every operation locks the whole database
     turn_seconds = 0.02  # the intended duration of each transaction of a sweep, for whose end other writers wait
     is_writable = True
     _writer: Writer

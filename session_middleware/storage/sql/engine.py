@@ -110,7 +110,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             if_admitted: write only for an admitted run.
             entries: what the operation records. Of a run that is refused, only its end is written.
         """
-        is_careful, of = False, self._locks_of_admission(context)
+        is_careful, of = False, self._locks_of_admission(context) if self._database.locks_sessions else set[Lock]()
 
         def operation(connection: Connection) -> T | CommitThenRaise | None:
             run = RunWrite(connection, context, is_careful=is_careful)
@@ -170,7 +170,8 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         admitting = admission.Admitting(connection, run, self._rules)
         known, is_active = admitting.admit(known)
         if known is None and admitting.opened is not None:
-            known = self._states.keep(admitting.opened)
+            known = admitting.opened
+            self._states.keep(run.session_id, known)
         session = known or self._states.load(connection, run.session_id)
         run.state = run.state._replace(cached_session=session)
         write = session.write or SessionWrite(connection, session)

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -49,11 +49,21 @@ class CheckpointPoint(NamedTuple):
     seq: int | None
 
 
-def _keep(cache: OrderedDict[K, V], key: K, value: V, most: int) -> None:
-    cache[key] = value
-    cache.move_to_end(key)
-    if len(cache) > most:
-        cache.popitem(last=False)
+class Latest(OrderedDict[K, V]):
+    """A cache of the values that were kept last."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def keep(self, key: K, value: V) -> None:
+        self[key] = value
+        self.move_to_end(key)
+        if len(self) > self._most:
+            self.popitem(last=False)
+
+
+_latest_checkpoints = partial(Latest[Any, Any], _MOST_CHECKPOINTS)
 
 
 @dataclass(slots=True)
@@ -69,8 +79,8 @@ class SessionState:
     is_waiting: bool  # its graph has open questions
     needs_title: bool  # it has no title, and no message of a user to make one from
     heads: dict[str, Head | None] = field(default_factory=dict)  # by namespace
-    points: OrderedDict[tuple[str, str], CheckpointPoint] = field(default_factory=OrderedDict)  # by namespace and id
-    list_ends: OrderedDict[int, int] = field(default_factory=OrderedDict)  # the lengths of lists that were appended to
+    points: Latest[tuple[str, str], CheckpointPoint] = field(default_factory=_latest_checkpoints)  # by namespace and id
+    list_ends: Latest[int, int] = field(default_factory=_latest_checkpoints)  # the lengths of lists that were extended
     message_ids: set[str] | None = None  # all of them; None: not read, or too many
     message_rows: OrderedDict[str, list[Any]] = field(default_factory=OrderedDict)  # the versions of a message, by id
     may_have_dead_runs: bool = True  # runs of other processes may be in progress, or have been
@@ -91,24 +101,18 @@ class SessionState:
         state.may_have_dead_runs = state.calls_without_request = False
         return state
 
-    def keep_point(self, namespace: str, checkpoint_id: str, point: CheckpointPoint) -> None:
-        _keep(self.points, (namespace, checkpoint_id), point, _MOST_CHECKPOINTS)
 
-    def keep_list(self, list_id: int, length: int) -> None:
-        _keep(self.list_ends, list_id, length, _MOST_CHECKPOINTS)
-
-
-class StateCache(OrderedDict[str, SessionState]):
+class StateCache(Latest[str, SessionState]):
     """The states of the sessions that were written to last. It is used inside write transactions only."""
+
+    def __init__(self) -> None:
+        super().__init__(_MOST_SESSIONS)
 
     def load(self, connection: Connection, session_id: str) -> SessionState:
         """Read the state of a session that is there, and keep it."""
         state = find(connection, session_id)
         assert state is not None
-        return self.keep(state)
-
-    def keep(self, state: SessionState) -> SessionState:
-        _keep(self, state.session_id, state, _MOST_SESSIONS)
+        self.keep(session_id, state)
         return state
 
 

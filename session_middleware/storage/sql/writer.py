@@ -64,7 +64,6 @@ class Writer:
 
     connection: Connection
     errors: tuple[type[Exception], ...]  # the driver's errors
-    locks_sessions = False  # whether `_lock` is to be called
     patience_seconds = 0.005  # how long a patient write waits for another write, to share its commit
 
     def __init__(self, database: Database) -> None:
@@ -125,7 +124,8 @@ class Writer:
         if request.done is not None:  # wait again if another commit is in progress at the end of the wait
             while not request.done.wait(self.patience_seconds) and self.lock.locked():
                 pass
-        self._wait_or_lead(request)
+        if not request.is_done:
+            self._wait_or_lead(request)
         if request.error is not None or isinstance(request.result, CommitThenRaise):
             return request.outcome()
         return request.result  # type: ignore[return-value]
@@ -227,7 +227,7 @@ class Writer:
         self._current, connection = request, self.connection
         before = connection.changes, len(connection.unfinished), len(connection.written)
         try:
-            if self.locks_sessions:
+            if self._database.locks_sessions:
                 self._lock(request.of)
             if connection.unfinished and not request.joins:
                 end_writes(connection)
@@ -254,7 +254,7 @@ class Writer:
             connection.execute("SAVEPOINT inside")
         before = connection.changes, len(connection.unfinished), len(connection.written)
         try:
-            if self.locks_sessions:
+            if self._database.locks_sessions:
                 self._lock(request.of)
             if not request.joins:
                 end_writes(connection)

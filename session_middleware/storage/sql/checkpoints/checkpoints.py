@@ -45,7 +45,6 @@ from session_middleware.storage.sql.checkpoints.rows import (
     WriteRow,
     at,
     references_in,
-    sealed,
 )
 from session_middleware.storage.sql.connection import UNLIMITED, Connection, Cursor, among
 from session_middleware.storage.sql.session_state import CheckpointPoint, SessionState, SessionWrite
@@ -78,8 +77,8 @@ def put(write: SessionWrite, put: CheckpointPut, branch: str | None, seq: int | 
         *(home, key[0], key[1], position, key[2], put.parent_id, enclosing, put.run_id, put.source, put.step),
         *(text, *put.body, branch, seq),
     )
-    write.insert("checkpoints", Row._fields, [sealed(row)], _PUT_AGAIN)
-    write.state.keep_point(key[1], key[2], CheckpointPoint(text, branch, seq))
+    write.insert("checkpoints", Row._fields, [(*row[:-1], row.sum())], _PUT_AGAIN)
+    write.state.points.keep(key[1:], CheckpointPoint(text, branch, seq))
     return text, lists
 
 
@@ -118,11 +117,12 @@ def put_writes(write: SessionWrite, put: WritesPut) -> None:
             reference = _json(refer(value, blobs, INLINE_ONCE_BYTES))
         elif value is not None:
             reference = _json([(refer(chunk.blob, blobs, INLINE_ONCE_BYTES), chunk.length) for chunk in value])
-        row = sealed(WriteRow(write.state.home, *key, put.task_id, idx, put.task_path, channel, reference))
+        row = WriteRow(write.state.home, *key, put.task_id, idx, put.task_path, channel, reference)
+        values = (*row[:-1], row.sum())
         if idx >= 0:
-            rows.append(row)
+            rows.append(values)
         else:
-            write.execute(_REPLACE, row)
+            write.execute(_REPLACE, values)
     if blobs:
         put_blobs(write, blobs)
     write.insert("writes", WriteRow._fields, rows, "ON CONFLICT DO NOTHING")

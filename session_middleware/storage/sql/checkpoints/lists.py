@@ -83,7 +83,7 @@ def _extend(write: SessionWrite, base: ListRef, tail: Sequence[Stored]) -> ListR
         rows.append((write.state.home, list_id, length, count, digest, *data))
         length, check = length + count, zlib.crc32(digest, check)
     write.insert("list_items", _ITEM_COLUMNS, rows)
-    write.state.keep_list(list_id, length)
+    write.state.list_ends.keep(list_id, length)
     return ListRef(list_id, length, check)
 
 

@@ -100,11 +100,6 @@ def references_in(row: Row | WriteRow) -> list[Any]:
     return [each for each, _ in value] if isinstance(value, list) else [value]
 
 
-def sealed(row: Row | WriteRow) -> tuple[Any, ...]:
-    """The values of the columns, with the checksum."""
-    return *row[:-1], row.sum()
-
-
 Sealed = TypeVar("Sealed", Row, WriteRow)
 
 

@@ -40,7 +40,7 @@ def append(write: SessionWrite, run: RunWrite, history: HistoryEntry, now: datet
         pairs = zip(conversation.messages, found.ids, strict=True)
         run.record.aliases.update({m.message_id: own for m, own in pairs if own is not None and own != m.message_id})
     # a message that is recorded under another id cannot be a new version of it
-    message_rows.append(write, run, [m for m, known in named if known is None or not found.renamed], now)
+    message_rows.Appender(write, run, now).append([m for m, known in named if known is None or not found.renamed])
     if not found.renamed:  # the graph may give them ids
         run.add_unclaimed({m.claim: m.message_id for m, known in named if known is None and m.minted and m.text})
     if history.is_said:

@@ -68,13 +68,11 @@ _ids_of, _texts_of, _id_of, _id_of_call = (
 )
 
 
-def append(write: SessionWrite, run: RunWrite, messages: Sequence[MessageEntry], now: datetime) -> None:
-    """Append observed messages that are `cleaned`: those that are new, and new versions of those with other content."""
-    _Appender(write, run, now).append(messages)
+class Appender:
+    """Appends one batch of observed messages that are `cleaned`.
 
-
-class _Appender:
-    """Appends one batch of observed messages."""
+    They are new messages, or new versions of those with other content.
+    """
 
     def __init__(self, write: SessionWrite, run: RunWrite, now: datetime) -> None:
         self._write = write
@@ -308,7 +306,7 @@ class _Appender:
         status, flags = "complete" if message.complete else "incomplete", flags_of(message.flags, message.name, *key)
         position = seq if position is None else position
         row = (message_id, seq, version, position, self._branch, status, message.checkpoint_ns, flags, *key)
-        self._keep(message_id, [*self._versions(message_id), StoredVersion(*row)])
+        self._keep(message_id, [*self._stored.get(message_id, ()), StoredVersion(*row)])
         usage = (message.model, message.input_tokens, message.output_tokens)
         created_at = to_text(message.created_at or self._said_at(message))
         extra = None if message.extra is None else to_json(message.extra)

@@ -127,12 +127,11 @@ _GO_ON = """
 
 def drop(write: SessionWrite, run: RunWrite, *, before: str | None = None) -> None:
     """Close open questions without an answer: those of checkpoints before this one, or all."""
-    if write.state.is_waiting:
-        if before is None:
-            write.execute(_DROP, (run.session_id,))
-        else:
-            _drop_before(write, before)
-        _count(write)
+    if before is None:
+        write.execute(_DROP, (run.session_id,))
+    else:
+        _drop_before(write, before)
+    _count(write)
 
 
 def _drop_before(write: SessionWrite, checkpoint_id: str) -> None:

@@ -111,7 +111,7 @@ _AHEAD_OF_STATE = f"""
 def end_run(write: SessionWrite, run: RunWrite, end: RunEnd) -> None:
     if end.rejects_answers:
         questions.reopen(write, run)
-    elif end.is_finished and not run.context.checkpointed:  # else by a checkpoint
+    elif write.state.is_waiting and end.is_finished and not run.context.checkpointed:  # else by a checkpoint
         questions.drop(write, run)
     outcome = (end.outcome, end.error and clean(end.error), end.duration_ms, run.checkpoint_id)
     values = (*outcome, run.run_id, run.session_id)

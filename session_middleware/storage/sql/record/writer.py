@@ -55,13 +55,14 @@ def write(
     point, counters = BranchPoint(), write.counters
     if entries:
         entries = [message_rows.cleaned(each) if isinstance(each, MessageEntry) else each for each in entries]
+    messages: list[MessageEntry] = []
     if put is not None:
         point = branches.place_put(write, run, put, now)
-        put = put._replace(messages=[*map(message_rows.cleaned, put.messages)])
-        entries = [*entries, *put.histories, *_with_late(put)]
+        messages = [*map(message_rows.cleaned, put.messages)]
+        entries = [*entries, *put.histories, *_with_late(put, messages)]
     if entries:
         _append_all(write, run, entries, now)
-    if put is not None and not put.checkpoint_ns and put.source != "update":
+    if put is not None and write.state.is_waiting and not put.checkpoint_ns and put.source != "update":
         questions.drop(write, run, before=put.checkpoint_id)
     if len(run.record.written) > 1 and entries:
         if put is None:
@@ -69,7 +70,7 @@ def write(
         else:
             conversation = [
                 put.preceding and stored_id(str(put.preceding)),
-                *_conversation(put.messages),
+                *_conversation(messages),
                 *_later_model_output(put),
             ]
         message_rows.restore_conversation_order(write, run, conversation)
@@ -81,11 +82,11 @@ def write(
     if put is None or point.seq is None:
         return BranchPoint()
     last = point.seq
-    for message in itertools.chain(put.messages, *map(attrgetter("messages"), put.histories)):
+    for message in itertools.chain(messages, *map(attrgetter("messages"), put.histories)):
         last = max(last, counters.rows.get(message.message_id, 0))
     if put.replayed:  # the messages of such channels come with writes
         last = max(last, *_written_by(run, put))
-    return point._replace(seq=last)
+    return BranchPoint(point.branch, last)
 
 
 def _written_by(run: RunWrite, put: CheckpointPut) -> Iterable[int]:
@@ -136,13 +137,13 @@ def _later_model_output(put: CheckpointPut) -> list[str]:
     return [message_id for message_id, (graph, step) in outputs if graph == put.checkpoint_ns and step > put.step]
 
 
-def _with_late(put: CheckpointPut) -> Sequence[MessageEntry]:
+def _with_late(put: CheckpointPut, messages: Sequence[MessageEntry]) -> Sequence[MessageEntry]:
     """The messages of a put. Those that the run has shown in a later step than the checkpoint's are `late`."""
     steps = put.context.notes.message_steps
     if put.step is None or not steps:
-        return put.messages
-    late = {m.message_id for m in put.messages if steps.get((put.checkpoint_ns, m.message_id), put.step) > put.step}
-    return [m._replace(late=m.message_id in late) for m in put.messages] if late else put.messages
+        return messages
+    late = {m.message_id for m in messages if steps.get((put.checkpoint_ns, m.message_id), put.step) > put.step}
+    return [m._replace(late=m.message_id in late) for m in messages] if late else messages
 
 
 def _append_all(write: SessionWrite, run: RunWrite, entries: Sequence[Entry], now: datetime) -> None:
@@ -162,7 +163,7 @@ def _append(write: SessionWrite, run: RunWrite, entries: Iterable[Entry], now: d
     for kind, some in itertools.groupby(entries, type):
         if kind is MessageEntry:  # successive messages are one batch
             messages: Iterable[Any] = some
-            message_rows.append(write, run, [*messages], now)
+            message_rows.Appender(write, run, now).append([*messages])
             continue
         for entry in some:
             if isinstance(entry, HistoryEntry):
