@@ -29,7 +29,7 @@ from session_middleware.display.progress import progress_bar
 from session_middleware.errors import InvalidArgument, StorageError, UserRevoked
 from session_middleware.exports.formats import checked_path
 from session_middleware.memory.context import CountTokens, about_tokens
-from session_middleware.memory.embedding import Embedder
+from session_middleware.memory.embedding import Embedder, model_of
 from session_middleware.memory.indexer import Indexed, MemoryIndexer
 from session_middleware.memory.query_rewriting import complete
 from session_middleware.memory.scopes import SCOPES
@@ -156,6 +156,7 @@ class Sessions(SessionAccess):
     def _connect(self, serde: SerializerProtocol) -> None:
         """Open the storage and create the collaborators, each with those that it uses."""
         settings, clock, new_id = self.settings, self._clock, self.new_id
+        model = None if settings.index is None else model_of(settings.index)  # raises before a file is created
         storage: Storage = open_storage(settings, clock)
         offload = StorageExecutor(storage.name, storage.run_batch)
         self._storage, self._offload = storage, offload
@@ -188,7 +189,7 @@ class Sessions(SessionAccess):
             clock=clock,
             new_id=new_id,
             access=settings.access,
-            embedder=None if settings.index is None else Embedder(storage, settings.index),
+            embedder=None if model is None else Embedder(storage, model),
             settle=self.recorder.drain,
             active_context=self._runs.active_context,
         )

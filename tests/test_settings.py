@@ -65,9 +65,12 @@ def test_a_setting_of_the_wrong_kind_is_refused_in_a_plain_sentence(name: str, v
         ({"dims": 3, "embed": len, "fields": [5]}, r"fields is \[5\]"),
     ],
 )
-def test_an_index_that_names_no_model_is_refused(index: dict[str, Any], expected: str) -> None:
+def test_an_index_that_names_no_model_is_refused_before_a_file_is_created(
+    index: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
     with pytest.raises(InvalidSettings, match=f"index: {expected}"):
-        Sessions(":memory:", index=index)
+        Sessions(tmp_path / "sessions.db", index=index)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_path_of_archives_may_be_a_path() -> None:

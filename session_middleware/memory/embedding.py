@@ -11,7 +11,7 @@ import math
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from langchain_core.embeddings import Embeddings
 from langgraph.store.base import ensure_embeddings
@@ -27,20 +27,34 @@ _log = logging.getLogger("session_middleware")
 R = TypeVar("R")
 
 
-class Embedder:
-    """The model of LangGraph's `IndexConfig`, and its stored vectors.
+class EmbeddingModel(NamedTuple):
+    """What LangGraph's `IndexConfig` names."""
+
+    name: str
+    dimensions: int
+    fields: tuple[str, ...]  # paths in the value of an item
+    embeddings: Embeddings
+
+
+def model_of(config: Mapping[str, Any]) -> EmbeddingModel:
+    """The model of a config.
 
     Raises:
         InvalidSettings: the config lacks the model or the dimensions, or numpy is not installed.
     """
+    dimensions = _checked(config)
+    embeddings = _embeddings(config["embed"])
+    name = str(config.get("name") or _name_of(config["embed"], embeddings))
+    return EmbeddingModel(name, dimensions, tuple(config.get("fields") or ("$",)), embeddings)
 
-    def __init__(self, storage: Storage, config: Mapping[str, Any]) -> None:
+
+class Embedder:
+    """A model, and its stored vectors."""
+
+    def __init__(self, storage: Storage, model: EmbeddingModel) -> None:
         self._storage = storage
-        self._dimensions = _checked(config)
-        self._fields = tuple(config.get("fields") or ("$",))
-        self._embeddings = _embeddings(config["embed"])
+        self.name, self._dimensions, self._fields, self._embeddings = model
         self._warned: set[str] = set()
-        self.name = str(config.get("name") or _name_of(config["embed"], self._embeddings))
 
     def is_current(self) -> bool:
         """Whether the stored vectors are of this model; those of another model stay until `rebuild`."""

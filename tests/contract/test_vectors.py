@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from session_middleware.errors import EmbeddingFailed, InvalidSettings
-from session_middleware.memory.embedding import Embedder
+from session_middleware.memory.embedding import Embedder, model_of
 from session_middleware.memory.indexer import MemoryIndexer
 from session_middleware.memory.session_memory import SessionMemory
 from session_middleware.memory.store import SessionStore
@@ -37,7 +37,7 @@ def parts_of(
     made: list[MemoryIndexer] = []
 
     def make(model: SubjectEmbeddings, **config: Any) -> MemoryIndexer:
-        embedder = Embedder(storage, {"dims": model.dimensions, "embed": model, **config})
+        embedder = Embedder(storage, model_of({"dims": model.dimensions, "embed": model, **config}))
         made.append(MemoryIndexer(storage, offload, clock=clock, new_id=new_id, embedder=embedder))
         return made[-1]
 
@@ -235,8 +235,8 @@ def test_vectors_go_with_their_session(storage: Storage, parts: MemoryIndexer) -
     assert [m.session_id for m in memory.recall("dog")] == ["other"]
 
 
-def test_a_config_without_a_model_or_dimensions_is_refused(storage: Storage) -> None:
+def test_a_config_without_a_model_or_dimensions_is_refused() -> None:
     config: Any
     for config in ({}, {"dims": 0}, {"dims": "4"}, {"dims": True}, {"dims": 4, "embed": None}):
         with pytest.raises(InvalidSettings, match="index"):
-            Embedder(storage, config)
+            model_of(config)
