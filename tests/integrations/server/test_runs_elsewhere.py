@@ -46,6 +46,7 @@ class Elsewhere:
         if self.process.poll() is None and self.process.stdin is not None:
             self.process.stdin.close()
             assert self.process.wait(timeout=20) == 0
+        self.process.close()
 
 
 @asynccontextmanager
