@@ -13,10 +13,12 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from session_middleware.display.html import UNKNOWN, facts_html, fields_html, rows_html
+from session_middleware.display.html import facts_html, fields_html, rows_html
 from session_middleware.display.text import (
+    UNKNOWN,
     arguments_text,
     call_text,
+    cost_text,
     detail_text,
     duration_text,
     json_text,
@@ -175,7 +177,7 @@ def facts_of(session: SessionFields) -> dict[str, Any]:
         "error": session.error_count,
     }
     holds = ", ".join(plural(count, noun) for noun, count in counts.items())
-    known = f", ${session.cost:.4g}" if session.cost is not None else ""
+    known = "" if session.cost is None else f", {cost_text(session.cost)}"
     cost = known or (f", cost {UNKNOWN}" if session.model_call_count else "")
     return {
         "session": session.id,
@@ -399,7 +401,7 @@ class ModelCall(Record):
     started_at: datetime | None = None
 
     def describe(self, *, full: bool = False) -> str:
-        cost = None if self.cost is None else f"${self.cost:.4g}"
+        cost = None if self.cost is None else cost_text(self.cost)
         parts = (self.model or "a model", _tokens(self), cost, _took(self.duration_ms))
         return _joined(*parts, outcome=_cut(self.error, full=full))
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from session_middleware.cli import styles
-from session_middleware.display.text import duration_text, plural, second_text, visible_line
+from session_middleware.display.text import cost_text, duration_text, plural, second_text, visible_line
 from session_middleware.models import ErasureReceipt, Problem
 from session_middleware.storage.sql.checks import repairable
 from session_middleware.storage.types import DeletionCounts
@@ -84,7 +84,7 @@ def facts_grid(facts: Mapping[str, Any]) -> Table:
     grid.add_column(overflow="fold")
     for name, value in facts.items():
         if name == "cost":
-            value = "–" if value is None else f"${value:,.4g}"  # noqa: RUF001 - as in tables
+            value = cost_text(value)
         elif isinstance(value, bool):
             value = "yes" if value else "no"
         elif isinstance(value, int):

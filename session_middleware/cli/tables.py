@@ -21,7 +21,7 @@ from rich.text import Text
 
 from session_middleware.cli import styles
 from session_middleware.cli.health import facts_grid, line
-from session_middleware.display.text import duration_text, plural, shortened, visible, visible_line
+from session_middleware.display.text import UNKNOWN, cost_text, duration_text, plural, shortened, visible, visible_line
 from session_middleware.experiments.comparison import Comparison
 from session_middleware.memory.results import SearchHit
 from session_middleware.models import (
@@ -92,7 +92,6 @@ _TITLE_CELLS = 40
 _MESSAGE_CHARACTERS = 110
 _UNBOUNDED = 1_000_000  # columns
 MARK = "\ue000"  # around each word that was found: a character for private use
-_NONE = "–"  # noqa: RUF001 - an en dash reads as "none"
 
 
 class Listing:
@@ -143,7 +142,7 @@ class Listing:
         shown = [
             cell + f" {label.removesuffix('s') if cell.plain == '1' else label}" if column.justify == "right" else cell
             for label, column, cell in zip(tuple(self._columns)[1:], columns[1:], others, strict=True)
-            if cell.plain != _NONE
+            if cell.plain != UNKNOWN
         ]
         title.truncate(_TITLE_CELLS, overflow="ellipsis")
         for text in (title, Text(" · ").join(shown)):
@@ -158,7 +157,7 @@ def _cell(value: Any, field: str) -> Text:
     if isinstance(content, int):
         return Text(f"{content:,}")
     if isinstance(content, float):
-        return Text(duration_text(content) if field.endswith("_ms") else f"${content:,.4f}")
+        return Text(duration_text(content) if field.endswith("_ms") else cost_text(content))
     if field == "status" and getattr(value, "waiting_count", None):
         return _styled(content).append(", ").append_text(_styled("waiting"))
     return _styled(content) if field in ("status", "action") else _text(content)
@@ -293,4 +292,4 @@ def _styled(word: str) -> Text:
 
 
 def _text(text: str | None, style: str = "") -> Text:
-    return Text(visible_line(_NONE if text is None else text), style=style)
+    return Text(visible_line(UNKNOWN if text is None else text), style=style)

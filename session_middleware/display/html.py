@@ -11,11 +11,10 @@ from html import escape
 from typing import Any, NamedTuple, TypeVar
 
 from session_middleware.display.frames import data_frame
-from session_middleware.display.text import json_text, second_text, shortened, visible
+from session_middleware.display.text import cost_text, json_text, second_text, shortened, visible
 
 V = TypeVar("V")
 
-UNKNOWN = "\N{EN DASH}"  # a cost: no call has a known price
 MAX_ROWS = 200  # of a table
 _CELL_CHARACTERS = 200
 _UNBROKEN_CHARACTERS = 30  # of a cell on one line
@@ -54,7 +53,7 @@ def rows_html(values: Sequence[Any]) -> str:
 def _field(one: Any, name: str) -> str:
     value = getattr(one, name)
     if name == "cost":
-        return UNKNOWN if value is None else f"${value:.4g}"
+        return cost_text(value)
     return _cell(value)
 
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 SHORT_PART = 70  # of a tool call, each of its arguments and its result
+UNKNOWN = "\N{EN DASH}"  # a value that is not known, such as the cost of a model without a price
 _REPR_CHARACTERS = 60
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
@@ -84,6 +85,18 @@ def duration_text(milliseconds: float) -> str:
         return f"{milliseconds:.3g} ms"
     seconds = milliseconds / 1_000
     return f"{seconds:.1f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+
+
+def cost_text(dollars: float | None) -> str:
+    """An amount with cents, and below a dollar with four digits that count: ``$1.20``, ``$0.000412``."""
+    if dollars is None:
+        return UNKNOWN
+    if dollars >= 1:
+        return f"${dollars:,.2f}"
+    if 0 < dollars < 0.000001:
+        return "under $0.000001"
+    whole, _, decimals = f"{float(f'{dollars:.4g}'):.6f}".rstrip("0").partition(".")
+    return f"${whole}.{decimals:0<2}"
 
 
 def span_text(duration: timedelta) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from session_middleware.display.frames import data_frame
 from session_middleware.display.html import MAX_ROWS, paragraph_html, table_html
-from session_middleware.display.text import call_text, duration_text, json_text, plural, shortened, visible
+from session_middleware.display.text import call_text, cost_text, duration_text, json_text, plural, shortened, visible
 from session_middleware.experiments.current_branch import current_branch
 from session_middleware.experiments.differences import differences, key_of
 from session_middleware.models import Message, ModelCall, Stats, ToolCall, Value
@@ -168,11 +168,9 @@ def _joined(step: ComparedStep) -> str:
 
 
 def _amount(total: Total, value: float | None) -> str:
-    if value is None:
-        return "–"  # noqa: RUF001 - an en dash reads as "none"
-    if total.name == "time":
-        return duration_text(value)
-    return f"${value:.4g}" if total.name == "cost" else f"{value:,.0f}"
+    if value is None or total.name == "cost":
+        return cost_text(value)
+    return duration_text(value) if total.name == "time" else f"{value:,.0f}"
 
 
 def _change(total: Total) -> str:

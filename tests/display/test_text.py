@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from session_middleware.display.text import plural, span_text
+from session_middleware.display.text import cost_text, plural, span_text
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,20 @@ def test_durations_read_as_people_say_them(duration: timedelta, text: str) -> No
 
 def test_one_is_singular() -> None:
     assert [plural(count, "session") for count in (0, 1, 2_000)] == ["0 sessions", "1 session", "2,000 sessions"]
+
+
+@pytest.mark.parametrize(
+    ("dollars", "text"),
+    [
+        (None, "–"),  # noqa: RUF001 - an en dash
+        (0.0, "$0.00"),
+        (0.0000004, "under $0.000001"),
+        (0.000052, "$0.000052"),
+        (0.0013449, "$0.001345"),
+        (0.5, "$0.50"),
+        (0.9999999, "$1.00"),
+        (12_345.678, "$12,345.68"),
+    ],
+)
+def test_a_cost_has_cents_and_a_small_one_the_digits_that_count(dollars: float | None, text: str) -> None:
+    assert cost_text(dollars) == text

@@ -70,7 +70,7 @@ def test_calls_of_a_loop_costs_and_requests_without_an_answer_are_compared(sessi
     asked = found.steps[1].b
     assert asked is not None
     assert (asked.cost, asked.duration_ms, asked.line) == (0.25, 1000, "assistant: (asks for buy)")
-    assert "cost                 $0.5       $0.25  -$0.25" in str(found)
+    assert "cost                $0.50       $0.25  -$0.25" in str(found)
 
 
 def test_the_views_escape_what_was_said(sessions: Sessions) -> None:

@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 
 from session_middleware.display.text import (
     arguments_text,
+    cost_text,
     detail_text,
     duration_text,
     second_text,
@@ -103,15 +104,6 @@ def duration(milliseconds: float | None) -> str:
     return "" if milliseconds is None else duration_text(milliseconds)
 
 
-def money(dollars: float | None) -> str:
-    """An amount with two digits that count, such as ``$1.20`` and ``$0.00041``."""
-    if dollars is None:
-        return "–"  # noqa: RUF001 - a dash
-    if dollars == 0 or dollars >= 0.1:
-        return f"${dollars:,.2f}"
-    return f"${dollars:.6f}".rstrip("0") if dollars >= 0.000001 else "under $0.000001"
-
-
 def number(count: float | None) -> str:
     return "" if count is None else f"{count:,.0f}"
 
@@ -179,7 +171,7 @@ FILTERS = {
     "facts": lambda event: detail_text(event.detail, full=True)[:SHOWN_CHARACTERS],
     "indented": indented,
     "moment": moment,
-    "money": money,
+    "money": cost_text,
     "number": number,
     "one_line": one_line,
     "prose": prose,
