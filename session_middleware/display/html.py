@@ -20,6 +20,7 @@ _CELL_CHARACTERS = 200
 _UNBROKEN_CHARACTERS = 30  # of a cell on one line
 _NO_MATH = ' class="tex2jax_ignore mathjax_ignore"'  # or "$1 to $2" would be read as a formula
 _LEFT = ' style="text-align: left"'
+_WRAPPED = "text-align: left; min-width: 12em; overflow-wrap: anywhere"  # no long word makes a table wider
 
 
 class Rows(list[V]):
@@ -90,7 +91,7 @@ def table_html(columns: Sequence[str], rows: Iterable[Sequence[str]], hidden: in
 
 
 def _td(cell: str) -> str:
-    style = "text-align: left" if len(cell) > _UNBROKEN_CHARACTERS else "text-align: left; white-space: nowrap"
+    style = _WRAPPED if len(cell) > _UNBROKEN_CHARACTERS else "text-align: left; white-space: nowrap"
     return f'<td style="{style}">{safe(cell)}</td>'
 
 
@@ -115,7 +116,7 @@ def tree_html(columns: Sequence[str], rows: Iterable[TreeRow], hidden: int = 0) 
     """A table of lines that open, with bars. `columns` name the cells, the line and the bars."""
     body = "".join(
         f"<tr>{''.join(map(_td, row.cells))}"
-        f'<td style="text-align: left; padding-left: {0.5 + 1.5 * row.depth:g}em">{_opening(row)}</td>'
+        f'<td style="{_WRAPPED}; padding-left: {0.5 + 1.5 * row.depth:g}em">{_opening(row)}</td>'
         f"<td{_LEFT}>{_bar(row)}</td></tr>"
         for row in rows
     )

@@ -138,16 +138,17 @@ def _fenced(text: str) -> str:
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --dim: light-dark(#555, #aaa); --user: #2a7de1 }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem;
+  overflow-wrap: anywhere }
 table { border-collapse: collapse; font-size: .85rem; margin-bottom: 2rem }
 td { padding: .1rem 1rem .1rem 0; vertical-align: top }
 td:first-child { color: var(--dim) }
 article { border-left: 3px solid var(--line); margin: 1rem 0; padding: .1rem 0 .1rem .8rem }
 article.user { border-color: var(--user) }
 header { font-size: .8rem; color: var(--dim) }
-.text, pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0 }
+.text, pre { white-space: pre-wrap; margin: .3rem 0 }
 details { border: 1px solid var(--line); border-radius: .4rem; margin: .5rem 0 .5rem 1rem; padding: .3rem .7rem }
-summary { cursor: pointer; overflow-wrap: anywhere }
+summary { cursor: pointer }
 summary small { color: var(--dim) }
 details.error summary b { color: light-dark(#b00020, #ff8a80) }
 pre { background: var(--soft); padding: .5rem; border-radius: .3rem; font-size: .85rem }

@@ -216,3 +216,10 @@ def test_what_a_notebook_shows_needs_nothing_heavy() -> None:
     code += "print([m for m in ('rich', 'IPython', 'pandas') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_long_word_does_not_make_a_table_wider() -> None:
+    html = Rows([ASKED.model_copy(update={"text": "x" * 500})])._repr_html_()
+    [style] = re.findall(r'<td style="([^"]*)">x+', html)
+    assert "overflow-wrap: anywhere" in style
+    assert "nowrap" not in style
