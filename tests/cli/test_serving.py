@@ -98,9 +98,9 @@ def test_it_serves_until_a_signal_and_ends_its_streams_without_a_word(signal_num
         line = process.stdout.readline()
         assert line.startswith("serving waiting on http://127.0.0.1:")
         url = line.split()[3].rstrip(";")
-        assert httpx.get(f"{url}/ok", trust_env=False).json() == {"ok": True}
+        assert httpx.get(f"{url}/ok", trust_env=False, timeout=60).json() == {"ok": True}
         asked = {"origin": "https://chat.example", "access-control-request-method": "POST"}
-        assert httpx.options(f"{url}/threads", headers=asked, trust_env=False).status_code == 200
+        assert httpx.options(f"{url}/threads", headers=asked, trust_env=False, timeout=60).status_code == 200
         with ExitStack() as stack:
             client = stack.enter_context(httpx.Client(base_url=url, timeout=60, trust_env=False))
             client.post("/threads", json={"thread_id": "t"})

@@ -96,7 +96,7 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], address: str, log: 
     end = monotonic() + START_SECONDS
     while monotonic() < end:
         try:
-            if httpx.get(f"{address}/ok", trust_env=False).is_success:
+            if httpx.get(f"{address}/ok", trust_env=False, timeout=60).is_success:
                 return
         except httpx.TransportError:
             pass
@@ -270,7 +270,7 @@ def test_a_user_whom_the_server_has_authenticated_owns_the_session(tmp_path: Pat
         get_sync_client(url=address, headers={"x-user": "alice"}) as alice,
         get_sync_client(url=address, headers={"x-user": "mallory"}) as mallory,
     ):
-        assert httpx.post(f"{address}/threads/search", json={}, trust_env=False).status_code == 401
+        assert httpx.post(f"{address}/threads/search", json={}, trust_env=False, timeout=60).status_code == 401
         thread, theirs = alice.threads.create()["thread_id"], mallory.threads.create()["thread_id"]
         alice.runs.wait(thread, "attached", input=say("look up tea"))
         alice.runs.wait(thread, "plain", input=say("hi"))

@@ -299,7 +299,7 @@ ENVIRONMENT = {"PYTHONPATH": str(ROOT), "SESSION_SYNCHRONOUS": "normal"}
 async def over_http(address: str, user: str, *, mode: Any = "auto") -> AsyncIterator[Client]:
     headers = {"Authorization": f"Bearer {user}"}
     async with (
-        httpx2.AsyncClient(headers=headers, trust_env=False) as http,
+        httpx2.AsyncClient(headers=headers, trust_env=False, timeout=60) as http,
         Client(streamable_http_client(address, http_client=http), mode=mode) as client,
     ):
         yield client
@@ -330,7 +330,7 @@ async def test_one_session_spans_the_servers_of_several_processes_and_belongs_to
             for client in (legacy, modern):
                 await cancel_a_call(client, session)
             assert "does not exist" in await call(bob, "die", "t")
-        refused = httpx2.post(first, json={}, headers={"Authorization": "Bearer mallory"}, trust_env=False)
+        refused = httpx2.post(first, json={}, headers={"Authorization": "Bearer mallory"}, trust_env=False, timeout=60)
         assert refused.status_code == 401
         found = [each.arguments["q"] for each in session.tool_calls() if each.name == "search"]
         assert sorted(found) == sorted(f"{name} {n}" for name in ("legacy", "modern", "fast") for n in range(8))

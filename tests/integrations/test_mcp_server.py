@@ -209,7 +209,7 @@ def serving(url: str, *arguments: str) -> Iterator[str]:
 async def over_http(url: str, user_id: str | None = None, mode: str = "auto") -> AsyncIterator[Calls]:
     headers = {} if user_id is None else {"Authorization": f"Bearer token-of-{user_id}"}
     async with (
-        httpx2.AsyncClient(headers=headers, trust_env=False) as http,
+        httpx2.AsyncClient(headers=headers, trust_env=False, timeout=60) as http,
         Client(streamable_http_client(url, http_client=http), mode=mode) as client,
     ):
         yield Calls(client)
@@ -234,7 +234,7 @@ async def test_two_processes_serve_two_users_of_one_database(mode: str, each_eng
                 assert (await bob.refused("resume_session", session_id=made["id"])).startswith("there is no session")
         for token in ("nonsense", None):
             headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-            refused = httpx2.post(one, json={}, headers=headers, trust_env=False)
+            refused = httpx2.post(one, json={}, headers=headers, trust_env=False, timeout=60)
             assert (refused.status_code, "www-authenticate" in refused.headers) == (401, True)
 
 
@@ -247,7 +247,7 @@ async def asgi(made: SessionServer, client: str = "127.0.0.1", **headers: str) -
     transport = httpx2.ASGITransport(app, client=(client, 1234))
     async with (
         app.router.lifespan_context(app),
-        httpx2.AsyncClient(transport=transport, headers=headers, base_url=HERE) as http,
+        httpx2.AsyncClient(transport=transport, headers=headers, base_url=HERE, timeout=60) as http,
     ):
         yield http
 

@@ -86,7 +86,7 @@ def test_what_the_server_does_not_have_is_refused_in_a_sentence(client: SyncLang
         client.crons.create("agent", schedule="* * * * *")
     assert refused.value.status_code == 501
     for path in ("commands", "stream/events"):
-        answer = httpx.post(f"{served}/threads/t/{path}", headers={"x-user": "alice"})
+        answer = httpx.post(f"{served}/threads/t/{path}", headers={"x-user": "alice"}, timeout=60)
         assert (answer.status_code, "runs.stream()" in answer.json()["detail"]) == (501, True)
     with get_sync_client(url=served) as nobody, pytest.raises(AuthenticationError):
         nobody.assistants.search()

@@ -141,7 +141,7 @@ async def test_a_session_is_followed_by_those_who_may_read_it(
     sessions: Sessions, url: str, headers: dict[str, str], status: int
 ) -> None:
     sessions.open("t", user_id="ada", group_id="staff", visibility="group")
-    async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
         async with client.stream("GET", "/session/t/follow", headers=headers) as response:
             assert response.status_code == status
         for session_id in ("nothing", "%00", "x" * 2000, "a/b/c"):

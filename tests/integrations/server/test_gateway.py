@@ -207,7 +207,7 @@ def test_a_server_that_does_not_start_is_a_bad_gateway(sessions: Sessions, tmp_p
         async def ask(asgi: Any = asgi) -> tuple[int, str]:
             transport = httpx.ASGITransport(asgi)
             async with httpx.AsyncClient(
-                transport=transport, base_url="http://x", headers={"x-user": "alice"}
+                transport=transport, base_url="http://x", headers={"x-user": "alice"}, timeout=60
             ) as client:
                 started = (await client.post("/session/start")).json()
                 answer = await client.post(f"/session/{started['session_id']}/tools/add")

@@ -104,9 +104,9 @@ def test_all_others_and_web_pages_of_others_are_refused(
 
 def test_a_header_does_not_make_a_caller_one_of_this_machine(sessions: Sessions) -> None:
     with serving(with_routes(app(sessions)), forwarded_allow_ips="*") as url:
-        assert httpx.get(f"{url}/whoami", trust_env=False).json()["user"] == "local"
+        assert httpx.get(f"{url}/whoami", trust_env=False, timeout=60).json()["user"] == "local"
         forged = {"X-Forwarded-For": "127.0.0.1", "X-Forwarded-Host": "localhost"}
-        response = httpx.get(f"{url}/whoami", headers=forged, trust_env=False)
+        response = httpx.get(f"{url}/whoami", headers=forged, trust_env=False, timeout=60)
     assert response.status_code == 403
     assert "give authenticate=…" in response.json()["detail"]
 
@@ -413,7 +413,7 @@ async def test_an_open_stream_ends_when_its_token_expires(sessions: Sessions) ->
     sessions.open("t", user_id="ada")
     with serving(app(sessions, authenticate=authenticate)) as url:
         async with (
-            httpx.AsyncClient(base_url=url, trust_env=False) as client,
+            httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client,
             aconnect_sse(client, "GET", "/session/t/follow") as source,
         ):
             events = [event async for event in source.aiter_sse()]

@@ -43,7 +43,10 @@ def test_a_body_that_is_too_large_is_refused_also_without_a_length(sessions: Ses
         return iter([b"x" * 10] * (size // 10)) if is_chunked else b"x" * size
 
     made = with_routes(app(sessions, authenticate=caller_of, limits=Limits(body_bytes=1000)))
-    with serving(made) as url, httpx.Client(base_url=url, headers={"x-user": "ada"}, trust_env=False) as client:
+    with (
+        serving(made) as url,
+        httpx.Client(base_url=url, headers={"x-user": "ada"}, trust_env=False, timeout=60) as client,
+    ):
         assert client.post("/size", content=body(1000)).json() == 1000
         assert client.post("/size", content=body(1010)).status_code == 413
 

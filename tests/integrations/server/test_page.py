@@ -169,7 +169,7 @@ def test_the_keyboard_suffices(browser: Browser, served: str) -> None:
 def test_no_route_shows_the_session_of_another(served: str) -> None:
     thread_id = say(served, "ida", "my secret is tea")
     asked = {"id": thread_id, "seq": "1", "part": "text", "hash": "0" * 64, "q": "secret"}
-    with httpx.Client(base_url=f"{served}/ui", params=asked) as client:
+    with httpx.Client(base_url=f"{served}/ui", params=asked, timeout=60) as client:
         for path in sorted({route.path for route in routes.router.routes}):  # type: ignore[attr-defined]
             unknown = client.get(path, headers={"x-user": "jon"}, params=asked | {"id": "unknown"})
             found = client.get(path, headers={"x-user": "jon"})
@@ -183,8 +183,8 @@ def test_no_route_shows_the_session_of_another(served: str) -> None:
 
 def test_the_filter_of_users_is_for_operators(served: str) -> None:
     asked = {"user": "nobody", "q": "x"}
-    assert httpx.get(f"{served}/ui/", params=asked, headers={"x-user": "ned"}).status_code == 200
-    shown = httpx.get(f"{served}/ui/", params=asked, headers={"x-user": "ned", "x-operator": "1"}).text
+    assert httpx.get(f"{served}/ui/", params=asked, headers={"x-user": "ned"}, timeout=60).status_code == 200
+    shown = httpx.get(f"{served}/ui/", params=asked, headers={"x-user": "ned", "x-operator": "1"}, timeout=60).text
     assert 'value="nobody"' in shown
 
 
@@ -192,9 +192,14 @@ def test_the_filter_of_users_is_for_operators(served: str) -> None:
 def test_two_servers_show_the_same_over_postgres(served_twice: tuple[str, str]) -> None:
     one, other = served_twice
     thread_id = say(one, "kim", "look up tea")
-    seen = httpx.get(f"{other}/ui/session", params={"id": thread_id, "view": "trace"}, headers={"x-user": "kim"})
+    seen = httpx.get(
+        f"{other}/ui/session", params={"id": thread_id, "view": "trace"}, headers={"x-user": "kim"}, timeout=60
+    )
     assert (seen.status_code, "look_up" in seen.text) == (200, True)
-    assert httpx.get(f"{other}/ui/session", params={"id": thread_id}, headers={"x-user": "lea"}).status_code == 404
+    assert (
+        httpx.get(f"{other}/ui/session", params={"id": thread_id}, headers={"x-user": "lea"}, timeout=60).status_code
+        == 404
+    )
 
 
 EARLY = base64.urlsafe_b64encode(b'["activity", "a", "0001-01-01T00:00:00+14:00"]').decode().rstrip("=")
@@ -214,7 +219,7 @@ WRONG = (
 
 
 def test_a_wrong_address_is_answered_with_a_page(served: str) -> None:
-    with httpx.Client(headers={"x-user": "max"}) as client:
+    with httpx.Client(headers={"x-user": "max"}, timeout=60) as client:
         for asked in WRONG:
             found = client.get(f"{served}/ui/{asked}")
             assert found.status_code in (404, 422), asked

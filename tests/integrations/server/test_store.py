@@ -62,6 +62,6 @@ def test_what_the_store_refuses_is_said_in_a_sentence(client: SyncLangGraphClien
         client.store.search_items(["user", "alice"], filter={"n": {"$unknown": 1}})
     half = b'{"namespace": ["user", "alice"], "key": "\\ud83d", "value": {"a": NaN, "b": "\\ud83d"}}'
     headers = {"x-user": "alice", "content-type": "application/json"}
-    refused = httpx.put(f"{served}/store/items", content=half, headers=headers)
+    refused = httpx.put(f"{served}/store/items", content=half, headers=headers, timeout=60)
     assert refused.status_code == 422
     assert "surrogate" in refused.json()["detail"]

@@ -261,7 +261,7 @@ def test_what_a_client_cannot_mean_is_refused_in_a_sentence(client: SyncLangGrap
         client.threads.search(limit=0)
     with pytest.raises(UnprocessableEntityError, match="select"):
         client.threads.search(select=["other"])  # type: ignore[list-item]
-    refused = httpx.request("PUT", f"{served}/threads/{UNKNOWN}", headers={"x-user": "alice"})
+    refused = httpx.request("PUT", f"{served}/threads/{UNKNOWN}", headers={"x-user": "alice"}, timeout=60)
     assert (refused.status_code, refused.headers["allow"]) == (405, "DELETE, GET, PATCH")
     with pytest.raises(UnprocessableEntityError, match="metadata"):
         client.threads.update(UNKNOWN, metadata=[1])  # type: ignore[arg-type]
@@ -345,7 +345,9 @@ UNCLEAR = (
 
 
 def test_a_body_that_cannot_be_meant_changes_nothing(served: str) -> None:
-    with httpx.Client(base_url=served, headers={"x-user": "careless", "content-type": "application/json"}) as http:
+    with httpx.Client(
+        base_url=served, headers={"x-user": "careless", "content-type": "application/json"}, timeout=60
+    ) as http:
         for body, sentence in UNCLEAR:
             refused = http.post("/threads", content=body)
             assert refused.status_code == 422
