@@ -7,7 +7,7 @@ round trip for each statement costs more than the statement does.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from hashlib import blake2b
@@ -69,8 +69,10 @@ class _Sum(NumericBinaryLoader):
 class PostgresCursor:
     """The result of a statement. It is received from the server when it is first looked at."""
 
-    def __init__(self, receive: Callable[[], None], transformer: abc.Transformer) -> None:
-        self._receive, self._transformer = receive, transformer
+    __slots__ = ("_connection", "_result", "_rows")
+
+    def __init__(self, connection: PostgresConnection) -> None:
+        self._connection = connection
         self._result: pq.abc.PGresult | None = None
         self._rows: Iterator[tuple[Any, ...]] | None = None
 
@@ -79,7 +81,7 @@ class PostgresCursor:
 
     def _received(self) -> pq.abc.PGresult:
         if self._result is None:
-            self._receive()
+            self._connection.receive()
         if self._result is None:
             raise psycopg.InterfaceError("an earlier statement of the transaction has failed")
         return self._result
@@ -99,9 +101,10 @@ class PostgresCursor:
         return self._rows
 
     def _read(self, result: pq.abc.PGresult) -> Iterator[tuple[Any, ...]]:
+        transformer = self._connection.transformer
         for start in range(0, result.ntuples if result.nfields else 0, _ROWS):
-            self._transformer.set_pgresult(result, format=pq.Format.BINARY)  # other cursors have used it since
-            for row in self._transformer.load_rows(start, min(start + _ROWS, result.ntuples), tuple):
+            transformer.set_pgresult(result, format=pq.Format.BINARY)  # other cursors have used it since
+            for row in transformer.load_rows(start, min(start + _ROWS, result.ntuples), tuple):
                 for value in row:
                     if type(value) is str and ("\1" in value or r"\u0001" in value):
                         row = tuple(map(_unescaped, row))
@@ -154,7 +157,7 @@ class PostgresConnection(Transaction):
         self._pg = raw.pgconn
         raw.adapters.register_loader("bool", _Flag)
         raw.adapters.register_loader("numeric", _Sum)
-        self._transformer = Transformer(raw)
+        self.transformer = Transformer(raw)
         self._names: set[bytes] = set()  # of the prepared statements
         self._prefetched: dict[tuple[str, Any], PostgresCursor] = {}
         self._queued: list[PostgresCursor | bytes] = []  # of statements, and names of statements to be prepared
@@ -250,7 +253,7 @@ class PostgresConnection(Transaction):
             self._pg.send_query_prepared(name, encoded, formats, 1)
         else:
             self._pg.send_query_params(text, encoded, None, formats, 1)
-        cursor = PostgresCursor(self.receive, self._transformer)
+        cursor = PostgresCursor(self)
         self._queued.append(cursor)
         return cursor
 
@@ -362,20 +365,19 @@ def _unescaped(value: Any) -> Any:
     return value
 
 
-def _encoded(parameters: Iterable[Any]) -> tuple[list[Any], list[int] | None]:
+def _encoded(parameters: Collection[Any]) -> tuple[list[Any], list[int] | None]:
     """The parameters of libpq: bytes in binary format, others as text of the type that the server infers.
 
-    It is called for each statement, with up to hundreds of values, so it calls nothing for a usual one.
+    It is called for each statement, with up to hundreds of values, so it searches all texts at once.
     """
+    texts = "".join([value for value in parameters if type(value) is str])
+    is_escaped = "\1" in texts or "\0" in texts or r"\u000" in texts
     values: list[Any] = []
     binary: list[int] = []
     for value in parameters:
         kind = type(value)
         if kind is str:
-            text = value.encode()
-            if b"\1" in text or b"\0" in text or rb"\u000" in text:
-                text = _escape(text)
-            values.append(text)
+            values.append(_escape(value.encode()) if is_escaped else value.encode())
         elif value is None:
             values.append(None)
         elif kind is int:
