@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -143,15 +143,16 @@ class _Request(NamedTuple):
 
 
 _NOT_EXECUTED = _Executed(0, 0, 0)
-_EXECUTED = """
-    SELECT message_id, COUNT(*), MAX(attempt), MAX(seq) FROM tool_calls
-    WHERE session_id = ? AND tool_call_id = ? GROUP BY message_id
-"""
 _REQUESTS = """
     SELECT message_id, tool_calls, seq, checkpoint_ns FROM (
         SELECT message_id, tool_calls, seq, checkpoint_ns FROM messages
         WHERE session_id = ? AND tool_calls IS NOT NULL ORDER BY seq DESC LIMIT 64
     ) AS latest WHERE instr(tool_calls, ?) > 0
+"""
+_EXECUTED_AND_REQUESTS = f"""
+    SELECT message_id, CAST(NULL AS TEXT), COUNT(*), MAX(attempt), MAX(seq), '' FROM tool_calls
+    WHERE session_id = ? AND tool_call_id = ? GROUP BY message_id
+    UNION ALL SELECT message_id, tool_calls, 0, 0, seq, checkpoint_ns FROM ({_REQUESTS}) AS requests
 """
 
 
@@ -178,8 +179,9 @@ def add_answered(write: SessionWrite, run: RunWrite, message: MessageEntry) -> N
     executed: dict[str | None, _Executed] = {}
     request = None if message.refused else _expected_request(write, session_id, call_id, message)
     if request is None:
-        executed = {request_id: _Executed(*rest) for request_id, *rest in write.query(_EXECUTED, (session_id, call_id))}
-        requests = _requests(write, session_id, call_id)
+        rows = write.query(_EXECUTED_AND_REQUESTS, (session_id, call_id, session_id, to_json(call_id))).fetchall()
+        executed = {request_id: _Executed(*rest) for request_id, asked, *rest, _ in rows if asked is None}
+        requests = _parsed(((*row[:2], *row[4:]) for row in rows if row[1] is not None), call_id)
         known = {request.message_id for request in requests}
         answered_at = counters.rows.get(message.message_id, 0)
         requests = [request for request in requests if request.seq < answered_at] or requests
@@ -277,8 +279,12 @@ def rename_request(write: SessionWrite, session_id: str, before: str, message: M
 
 def _requests(write: SessionWrite, session_id: str, call_id: str) -> list[_Request]:
     """Return the messages that request a call, latest first, each as its latest version."""
+    return _parsed(write.query(_REQUESTS, (session_id, to_json(call_id))), call_id)
+
+
+def _parsed(rows: Iterable[Any], call_id: str) -> list[_Request]:
     found: dict[str, _Request] = {}
-    for message_id, asked, *rest in write.query(_REQUESTS, (session_id, to_json(call_id))):
+    for message_id, asked, *rest in rows:
         calls = [call for call in json.loads(asked) if call.get("id") == call_id]
         if calls:
             found.setdefault(message_id, _Request(message_id, calls, *rest))
