@@ -35,6 +35,7 @@ from session_middleware.recording.history_diff import align_prompt
 from session_middleware.recording.input_history import Lists, add_state, add_unidentified, note_input
 from session_middleware.recording.messages import (
     content_hash,
+    describe,
     error_text,
     lists_in,
     saved_state,
@@ -91,7 +92,6 @@ class SessionRecorder(GraphCallbackHandler):
     # Runs and nodes
 
     @awaited
-    @never_raise
     def on_chain_start(
         self, serialized: Any, inputs: Any, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
     ) -> None:
@@ -131,7 +131,6 @@ class SessionRecorder(GraphCallbackHandler):
                 self._add_messages(run, lists, node.graph_namespace, step=before)
 
     @awaited
-    @never_raise
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         run = self._runs.pop(run_id, None)
         if run is None:
@@ -316,6 +315,7 @@ class SessionRecorder(GraphCallbackHandler):
             with run.lock:
                 known = self._known.for_graph(run, namespace)
                 found = unseen(lists, known, whole=node is None and run.prefix_changed)
+                now = self.buffer.clock()
                 if not context.checkpointed:  # a subgraph with a state of its own may bring messages of earlier runs
                     removes = node is not None and any(isinstance(messages[0], RemoveMessage) for messages in lists)
                     run.prefix_changed |= removes or bool(namespace)
@@ -323,10 +323,13 @@ class SessionRecorder(GraphCallbackHandler):
                 may_refuse = node is not None and (node.is_resumed or str(node.name).endswith(HOOKS))
                 for message, following in found:
                     known[str(message.id)] = content_hash(message)
-                    for entry in self.buffer.describe([message], namespace, followed_by=following):
-                        if entry.role == "user":
-                            entry = with_author(entry, context.input_texts, run.agents)
-                        entries.append(entry._replace(refused=True) if may_refuse and entry.tool_error else entry)
+                    if isinstance(message, RemoveMessage):
+                        continue
+                    changes = {"followed_by": following, "created_at": now}
+                    entry = describe(message, namespace, new_id=self.buffer.new_id, **changes)
+                    if entry.role == "user":
+                        entry = with_author(entry, context.input_texts, run.agents)
+                    entries.append(entry._replace(refused=True) if may_refuse and entry.tool_error else entry)
                 if entries:
                     run.index_requests(entries)
                     outer_step = run.outer_step(namespace) if namespace else None
@@ -367,7 +370,6 @@ class SessionRecorder(GraphCallbackHandler):
     # Tools
 
     @awaited
-    @never_raise
     def on_tool_start(
         self, serialized: Any, input_str: str, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
     ) -> Future[None] | None:
@@ -424,12 +426,10 @@ class SessionRecorder(GraphCallbackHandler):
     # Models
 
     @awaited
-    @never_raise
     def on_chat_model_start(self, serialized: Any, messages: list[list[BaseMessage]], **kwargs: Any) -> None:
         self._start_model(serialized, messages[0] if messages else (), **kwargs)
 
     @awaited
-    @never_raise
     def on_llm_start(self, serialized: Any, prompts: list[str], **kwargs: Any) -> None:
         self._start_model(serialized, [HumanMessage(prompt) for prompt in prompts], **kwargs)
 

@@ -214,14 +214,14 @@ def never_raise(method: Method) -> Method:
 
 
 class awaited:  # noqa: N801  # a decorator
-    """Turns a handler's method into a coroutine function under asyncio, where LangChain awaits it.
+    """`never_raise`, and turns a handler's method into a coroutine function under asyncio, where LangChain awaits it.
 
     The coroutine checks access on a storage thread first. If the method returns the future of a write, the
     coroutine waits for that, for `WAIT_SECONDS` at most.
     """
 
     def __init__(self, method: Callable[..., Any]) -> None:
-        self._method = method
+        self._method = never_raise(method)
         # Models and tools may run without a chain around them, and then begin the run.
         self._may_begin_run = method.__name__ in {"on_llm_start", "on_chat_model_start", "on_tool_start"}
 
