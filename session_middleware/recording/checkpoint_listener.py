@@ -159,7 +159,7 @@ class RecordingListener:
                 context.notes.on_fault = self.buffer.fault
                 if all(name in (INTERRUPT, RESUME) for name, _ in writes):  # else an importer brings a finished task
                     questions += _questions_in(value, context, path.removeprefix(_PULL), key[1], outermost_id)
-            elif lists := lists_in(value):
+            elif value is not None and (lists := lists_in(value)):
                 with self._lock:
                     known = self._channels(key[0])
                 if channel in known.names:

@@ -149,12 +149,13 @@ def get(
     have: Container[ListRef] = (),
 ) -> StoredCheckpoint | None:
     row = find(connection, session_id, checkpoint_ns, checkpoint_id)
-    with damage_context(path, row.key if row else (session_id, checkpoint_ns, checkpoint_id or "(latest)")):
+    key = row.key if row else (session_id, checkpoint_ns, checkpoint_id or "(latest)")
+    with damage_context(path, key):
         if row is None:
             latest_checkpoint.check_absent(connection, session_id, checkpoint_ns, checkpoint_id)
             return None
         row.check()
-        if row.key[:2] != (session_id, checkpoint_ns) or checkpoint_id not in (None, row.checkpoint_id):
+        if key[:2] != (session_id, checkpoint_ns) or checkpoint_id not in (None, row.checkpoint_id):
             raise CorruptRow("another row stands in its place")
     return _with_values(connection, [row], path, have)[0]
 
@@ -315,12 +316,11 @@ def _with_values(
     readers = {home: ValueReader(connection, home, *referred, have) for home, referred in references.items()}
     stored = []
     for row in rows:
-        reader = readers[row.home]
-        with damage_context(path, row.key):
+        reader, key = readers[row.home], row.key
+        with damage_context(path, key):
             values = {name: reader.value(ref) for name, ref in row.refs.items()}
-            own = [stored_write(write, reader) for write in writes[row.key]]
-        body = Blob(row.type, row.body)
-        stored.append(StoredCheckpoint(*row.key, row.parent_id, body, row.channels, values, own))
+            own = [stored_write(write, reader) for write in writes[key]]
+        stored.append(StoredCheckpoint(*key, row.parent_id, Blob(row.type, row.body), row.channels, values, own))
     return stored
 
 
@@ -345,11 +345,12 @@ def writes_of(connection: Connection, rows: Sequence[Row], path: str) -> dict[Ke
             if key in found:
                 found[key].append(WriteRow(*values))
     for row in rows:
-        own = found[row.key]
-        with damage_context(path, row.key):
+        key = row.key
+        own = found[key]
+        with damage_context(path, key):
             for write in own:
                 write.check()
-            head = heads.get(row.key[:2])
+            head = heads.get(key[:2])
             if head is None or (head[0] is None and not row.checkpoint_ns):
                 raise CorruptRow("its session's row does not name a latest checkpoint")
             if head[0] == row.checkpoint_id and head[1] != len(own) and not row.checkpoint_ns:
