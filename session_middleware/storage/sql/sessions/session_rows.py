@@ -275,8 +275,8 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 # Listing
 
 
-# Whether a session stored as active has expired, as `lifecycle.expiry_of` has it, to the millisecond: by the idle timeout
-# of the settings, or otherwise. Each term names what an index has. What is not true may be NULL.
+# Whether a session stored as active has expired, as `lifecycle.expiry_of` has it, to the millisecond: by the idle
+# timeout of the settings, or otherwise. Each term names what an index has. What is not true may be NULL.
 _IDLE_TOO_LONG = "idle_timeout_seconds IS NULL AND last_active_at <= :gone"
 _OTHERWISE = """(
     (ended_at IS NULL AND max_age_seconds IS NULL AND active_since <= :born)
@@ -295,7 +295,8 @@ _BY_STATUS: dict[str, Sequence[str]] = {  # disjoint conditions
         f" SELECT id FROM sessions WHERE status = 'active' AND last_active_at > :idle AND {NOT_DUE})"
     ],
     "idle": [
-        f"status = 'active' AND last_active_at <= :idle AND {NOT_DUE} AND id NOT IN (SELECT value FROM json_each(:live))"
+        f"status = 'active' AND last_active_at <= :idle AND {NOT_DUE}"
+        " AND id NOT IN (SELECT value FROM json_each(:live))"
     ],
     "expired": [
         "status = 'expired'",
