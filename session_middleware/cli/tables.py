@@ -139,11 +139,16 @@ class Listing:
         name, *others = row
         name.stylize("bold")
         yield _unbroken(name)
-        shown = [
-            cell + f" {label.removesuffix('s') if cell.plain == '1' else label}" if column.justify == "right" else cell
-            for label, column, cell in zip(tuple(self._columns)[1:], columns[1:], others, strict=True)
-            if cell.plain != UNKNOWN
-        ]
+        has_times = sum(field.endswith("_at") for field in self._columns.values()) > 1
+        shown = []
+        for (label, field), column, cell in zip(tuple(self._columns.items())[1:], columns[1:], others, strict=True):
+            if cell.plain == UNKNOWN:
+                continue
+            if column.justify == "right":
+                cell = cell + f" {label.removesuffix('s') if cell.plain == '1' else label}"
+            elif has_times and field.endswith("_at"):
+                cell = Text(f"{label} ").append_text(cell)
+            shown.append(cell)
         title.truncate(_TITLE_CELLS, overflow="ellipsis")
         for text in (title, Text(" · ").join(shown)):
             if text:

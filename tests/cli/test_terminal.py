@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -224,6 +225,11 @@ def test_a_narrow_terminal_names_the_numbers_under_the_id() -> None:
     one = session(id="k" * 60, user_id="ada", message_count=1, tool_call_count=2)
     lines = printed(sessions_table([one]), width=70, force_terminal=True, color_system=None).splitlines()
     assert lines == ["k" * 60, "  ada · active · 2026-01-01 13:00 · 1 message · 2 tools", "times are UTC"]
+
+
+def test_a_narrow_terminal_names_each_of_several_times() -> None:
+    text = printed(sweep_table([ended(session_id="k" * 60)]), width=70, force_terminal=True, color_system=None)
+    assert re.search(r"last active \d{4}-.* expired \d{4}-", words(text))
 
 
 def test_each_colour_is_readable_on_white_and_on_black() -> None:
