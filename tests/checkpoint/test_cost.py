@@ -127,6 +127,19 @@ def trips(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+def test_the_connection_that_checks_the_tables_serves_the_first_thread(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+    connect = psycopg.connect
+    monkeypatch.setattr(
+        psycopg, "connect", lambda *args, **kwargs: opened.append(connect(*args, **kwargs)) or opened[-1]
+    )
+    with Sessions(postgres_url, sweep_interval=None) as sessions:
+        assert (sessions.find("t"), sessions.list()) == (None, [])
+    assert [connection.closed for connection in opened] == [True]
+
+
 @pytest.mark.parametrize(("part", "most"), [("attached", 8), ("checkpointer", 6)])
 def test_the_round_trips_of_a_turn_with_a_tool_to_postgres(
     part: str, most: int, postgres_url: str, trips: list[str], monkeypatch: pytest.MonkeyPatch

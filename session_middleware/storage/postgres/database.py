@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from queue import Empty, LifoQueue
 from typing import Any, TypeVar
@@ -100,21 +100,27 @@ class PostgresDatabase(Database):
         super().__init__(without_secrets(url), synchronous=synchronous)
         self._url = url
         with self.mapped():
-            self._migrate()
+            migrated = self._migrate()
         self._open_process()
+        self._free.get()
+        self._free.put(PostgresConnection(migrated))
 
-    def _migrate(self) -> None:
+    def _migrate(self) -> psycopg.Connection[Any]:
+        """Create the tables if they do not exist, and return the connection."""
         try:
             raw = self._connect()
         except psycopg.ProgrammingError:  # its text repeats the URL
             problem = "the URL is not valid"
             raise StorageError(self.path, problem, advice="write postgresql://user@host:port/database") from None
-        with raw:
+        with ExitStack() as on_error:
+            on_error.enter_context(raw)
             try:
                 schema.migrate(raw)
             except errors.InsufficientPrivilege as error:
                 problem, advice = f"this role may not create its tables ({error})", _HAVE_CREATED
                 raise StorageError(self.path, problem, advice=advice) from error
+            on_error.pop_all()
+        return raw
 
     def _open(self) -> None:
         self._free: LifoQueue[PostgresConnection | None] = LifoQueue()  # ``None``: one that may be opened
