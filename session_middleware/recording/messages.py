@@ -270,7 +270,7 @@ def unseen(
             if not issubclass(type(message), BaseMessage):
                 continue
             if known.get(message.id or "") != content_hash(message):
-                tail += [(message, following)] if message.id is not None else ()
+                tail += [(message, following)] if message.id else ()
             elif not is_whole:
                 break
             following = message.id if is_whole else None

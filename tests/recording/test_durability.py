@@ -354,15 +354,16 @@ async def test_a_message_without_an_id_has_the_time_at_which_it_was_said(
 
 @pytest.mark.parametrize("durability", ["sync", "exit"])
 @pytest.mark.parametrize("parts", ["attached", "checkpointer"])
+@pytest.mark.parametrize("no_id", [None, ""])
 def test_what_is_said_again_without_an_id_is_a_message_of_its_own(
-    sessions: Sessions, parts: str, durability: str
+    sessions: Sessions, parts: str, durability: str, no_id: str | None
 ) -> None:
     builder = StateGraph(UNIDENTIFIED)
     for before, name in (("", "a"), ("a", "b"), ("b", "c")):
-        builder.add_node(name, lambda _: {"messages": [AIMessage("ok")]}).add_edge(before or START, name)
+        builder.add_node(name, lambda _: {"messages": [AIMessage("ok", id=no_id)]}).add_edge(before or START, name)
     graph, config = prepared(sessions, builder.compile(), "t", parts)
     for _ in range(2):
-        graph.invoke(human("ok"), config, durability=durability)
+        graph.invoke({"messages": [HumanMessage("ok", id=no_id)]}, config, durability=durability)
     assert agents.said(sessions.get("t")) == [("user", "ok"), *[("assistant", "ok")] * 3] * 2
 
 

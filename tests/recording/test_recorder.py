@@ -517,15 +517,16 @@ def test_the_recorder_alone_follows_a_thread_back_in_time(sessions: Sessions) ->
     assert [text for _, text in said(session, branch="main")] == ["a", "you said a", "b", "you said b"]
 
 
-def test_the_recorder_alone_aligns_a_state_whose_messages_have_no_ids(sessions: Sessions) -> None:
+@pytest.mark.parametrize("no_id", [None, ""])
+def test_the_recorder_alone_aligns_a_state_whose_messages_have_no_ids(sessions: Sessions, no_id: str | None) -> None:
     def answer(state: Plain) -> dict[str, Any]:
-        return {"messages": [AIMessage(f"you said {state['messages'][-1].content}")]}
+        return {"messages": [AIMessage(f"you said {state['messages'][-1].content}", id=no_id)]}
 
     builder = StateGraph(Plain).add_node("answer", answer).add_edge(START, "answer")  # type: ignore[arg-type]
     graph = builder.compile(checkpointer=InMemorySaver())
     for text in ("yes", "no", "yes"):
         config: Any = {**sessions.config("t"), "callbacks": [sessions.recorder]}
-        graph.invoke({"messages": [HumanMessage(text)]}, config)
+        graph.invoke({"messages": [HumanMessage(text, id=no_id)]}, config)
     assert [text for _, text in said(sessions.get("t"))] == [
         *("yes", "you said yes", "no", "you said no", "yes", "you said yes"),
     ]
