@@ -62,6 +62,7 @@ class MessageEntry(NamedTuple):
     told: bool = False  # a user message that an agent or the application may have made; the engine verifies it
     minted: bool = False  # the message had no id; this one was generated
     late: bool = False  # from a checkpoint, put after a later state of the run was recorded
+    step: int | None = None  # of the checkpoint that it is from, if messages of later steps may be recorded
     followed_by: str | None = None  # the id of its successor, if known
     moved: bool = False  # a recorded message goes before its successor, or to the end without one
     flags: Sequence[str] = ()

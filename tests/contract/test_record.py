@@ -261,6 +261,25 @@ def test_a_checkpoint_that_comes_late_puts_what_was_written_before_it_in_order(
     assert texts(storage) == ["a question", "an answer"]
 
 
+def test_a_replayed_message_that_comes_late_stays_one_row_of_both_branches(storage: Storage) -> None:
+    question = say("1", "a question")
+    storage.put_checkpoint(put("c1", None, step=-1))
+    storage.put_checkpoint(put("c2", "c1", question))
+    storage.put_checkpoint(put("c3", "c2", say("2", "an answer", "assistant"), step=1))
+    replay = RunContext("t", Identity(), run_id="r2", started_from="c1")
+    answers = [say("3", "another", "assistant"), say("4", "and more", "assistant")]
+    replay.notes.message_steps.update({("", "3"): 2, ("", "4"): 3})
+    storage.append(replay, answers)
+    storage.put_checkpoint(put("c4", "c1", context=replay))
+    storage.put_checkpoint(put("c5", "c4", question, context=replay, step=1))
+    storage.put_checkpoint(put("c6", "c5", answers[0], context=replay, step=2))
+    storage.put_checkpoint(put("c7", "c6", answers[1], context=replay, step=3))
+    assert texts(storage) == ["a question", "another", "and more"]
+    assert texts(storage, branch="all") == ["a question", "an answer", "another", "and more"]
+    storage.put_checkpoint(put("c8", "c6", say("5", "instead", "assistant"), step=3))
+    assert texts(storage) == ["a question", "another", "instead"]
+
+
 def test_messages_that_were_removed_and_put_back_stay_where_they_were_said(storage: Storage) -> None:
     storage.put_checkpoint(put("c1", None, say("1", "one")._replace(followed_by="2"), say("2", "two")))
     again = (say("2", "two")._replace(followed_by="1"), say("1", "one"))

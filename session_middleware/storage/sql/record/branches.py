@@ -8,6 +8,7 @@ history that differs from the recorded one.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
@@ -219,15 +220,18 @@ def new_names(taken: Collection[str]) -> Iterator[str]:
     return (name for name in names if name not in taken)
 
 
-def follow_parent(write: SessionWrite, session_id: str, branch: str, seq: int, message_id: str) -> bool:
-    """Let a branch without own messages share its parent's next message too, if it is this one; returns whether it is.
+def follow_parent(
+    write: SessionWrite, session_id: str, branch: str, seq: int, message_id: str, later: Sequence[int]
+) -> bool:
+    """Let a branch share its parent's next message too, if it is this one; returns whether it is.
 
-    So a message that is repeated in a replay stays one row.
+    So a message that is repeated in a replay stays one row. The branch has no own messages, except `later` ones.
     """
     found = write.query(
         "SELECT parent_id, parent_seq FROM branches WHERE session_id = ? AND id = ? AND NOT EXISTS"
-        " (SELECT 1 FROM messages WHERE session_id = branches.session_id AND seq > parent_seq AND branch = id)",
-        (session_id, branch),
+        " (SELECT 1 FROM messages WHERE session_id = branches.session_id AND seq > parent_seq AND branch = id"
+        " AND seq NOT IN (SELECT CAST(value AS INTEGER) FROM json_each(?)))",
+        (session_id, branch, json.dumps(later)),
     ).fetchone()
     if found is None:
         return False

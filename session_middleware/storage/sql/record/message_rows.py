@@ -155,7 +155,7 @@ class Appender:
             self._share(versions[-1])
         visible = None if not versions else next(filter(self._sees, reversed(versions)), None)
         if visible is None:
-            if not (versions and versions[-1].has_same_content(key) and self._follow(versions[-1])):
+            if not (versions and versions[-1].has_same_content(key) and self._follow(versions[-1], message)):
                 number = versions[-1].version + 1 if versions else 1
                 following = message.followed_by
                 position = None if following is None else self._position_before(message, following)
@@ -219,10 +219,18 @@ class Appender:
         self._stored.pop(message.message_id, None)
         self._write.execute(_MOVE, (self._session_id, message.message_id, position))
 
-    def _follow(self, version: StoredVersion) -> bool:
+    def _follow(self, version: StoredVersion, message: MessageEntry) -> bool:
         self._line = None
         self._counters.rows[version.message_id] = version.seq
-        return branches.follow_parent(self._write, self._session_id, self._branch, version.seq, version.message_id)
+        own, later = (version.seq, version.message_id), self._later_than(message)
+        return branches.follow_parent(self._write, self._session_id, self._branch, *own, later)
+
+    def _later_than(self, message: MessageEntry) -> list[int]:
+        """The seqs of messages of the run that were recorded before a checkpoint of an earlier step brings this one."""
+        if message.step is None:
+            return []
+        steps, of, step = self._context.notes.message_steps, message.checkpoint_ns, message.step
+        return [seq for own, seq in self._record.written.items() if steps.get((of, own), step) > step]
 
     def _sees(self, version: StoredVersion) -> bool:
         """Whether a row belongs to this branch, or to the part of an ancestor that this branch shares."""

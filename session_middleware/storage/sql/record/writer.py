@@ -138,12 +138,12 @@ def _later_model_output(put: CheckpointPut) -> list[str]:
 
 
 def _with_late(put: CheckpointPut, messages: Sequence[MessageEntry]) -> Sequence[MessageEntry]:
-    """The messages of a put. Those that the run has shown in a later step than the checkpoint's are `late`."""
+    """The messages of a put, with its step. Those that the run has shown in a later step are `late`."""
     steps = put.context.notes.message_steps
     if put.step is None or not steps:
         return messages
     late = {m.message_id for m in messages if steps.get((put.checkpoint_ns, m.message_id), put.step) > put.step}
-    return [m._replace(late=m.message_id in late) for m in messages] if late else messages
+    return [m._replace(late=m.message_id in late, step=put.step) for m in messages]
 
 
 def _append_all(write: SessionWrite, run: RunWrite, entries: Sequence[Entry], now: datetime) -> None:
