@@ -32,7 +32,7 @@ def complete(messages: list[Message]) -> tuple[Message, dict[str, int]]:
 
 
 class Agent:
-    """The loop. All it needs to continue is in the session, so it can be built anew at any time."""
+    """The loop. All it needs to continue is in the session, so it can be created again at any time."""
 
     def __init__(self, session: Session) -> None:
         self.session = session

@@ -7,7 +7,7 @@
     ├── SessionClosed         (ValueError)       on_closed="reject" and the session has ended
     ├── SessionAccessDenied   (PermissionError)  the session has another owner
     │   ├── MemoryAccessDenied                   the memory has another owner
-    │   ├── UserRequired                         require_user refuses a run that names nobody
+    │   ├── UserRequired                         require_user refuses a run without a user
     │   └── UserRevoked                          sessions.revoke() refuses this user
     ├── SessionBusy           (TimeoutError)     another run holds the session
     │   ├── LeaseLost                            another run took over, because this run's lease expired

@@ -419,7 +419,7 @@ def _spoken(value: Any, *, full: bool) -> str | None:
 class Question(Record):
     """A question that a graph asked at an interrupt, and the answer with which a run resumed it.
 
-    A question is dropped when the graph goes on without an answer: from new input, or from an earlier checkpoint.
+    A question is dropped when the graph continues without an answer: from new input, or from an earlier checkpoint.
     """
 
     columns: ClassVar = _names("seq node value status answer answered_by asked_at answered_at")

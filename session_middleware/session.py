@@ -135,7 +135,7 @@ class Session(SessionFields):
         return copied
 
     def __repr__(self) -> str:
-        parts = [self.status, f"of {self.user_id!r}" if self.user_id is not None else "nobody's"]
+        parts = [self.status, f"of {self.user_id!r}" if self.user_id is not None else "no owner"]
         parts += [repr(self.title)] if self.title else []
         parts += [plural(self.message_count, "message"), plural(self.tool_call_count, "tool call")]
         return f"<Session {self.id!r}: {', '.join(parts)}>"
@@ -694,7 +694,7 @@ class Session(SessionFields):
         """Iterate over the record as it is committed, by this or another process: existing records, then new ones.
 
         A run, tool call or message that was unfinished is yielded again, with the same `seq`, when it has
-        changed, which `Record.is_finished` tells. The iteration ends when the session has ended or was deleted.
+        changed; `Record.is_finished` says whether it is final. The iteration ends when the session ends or is deleted.
 
         Args:
             after: yield records after this `seq` only. A record before it that has finished meanwhile is not

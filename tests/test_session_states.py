@@ -258,7 +258,7 @@ def test_explain_says_why_and_what_comes_next(open_sessions: OpenSessions, clock
     sessions.sweep()
     explained = sessions.explain("t")
     assert (explained.status, explained.reason) == ("deleted", "retention")
-    assert "opens it anew" in explained.text
+    assert "opens a new session" in explained.text
     assert sessions.explain("nobody").status == "unknown"
     assert session.id == "t"
 

@@ -30,13 +30,13 @@ _JOIN_SECONDS = 5.0
 class SessionClient:
     """A session on a server with a gateway: ``with SessionClient(url) as session: session.call("add", {"n": 2})``.
 
-    ``async with`` and the methods with the prefix ``a`` do the same for asyncio. Entering begins the session, or
-    goes on with the one of this id; the end of the block completes it. All methods raise the exceptions below.
+    ``async with`` and the methods with the prefix ``a`` do the same for asyncio. Entering opens a session, or
+    resumes the one with this id; the end of the block completes it. All methods raise the exceptions below.
 
     Args:
         url: of the server, with the path where its app is mounted.
         token: sent as ``Authorization: Bearer …``.
-        session_id: an id of your own, to go on with a session later. By default the server makes one.
+        session_id: an id of your own, to resume the session later. By default the server generates one.
         headers: further headers of each request.
         keep: leave the session open at the end of the block.
         timeout_seconds: the longest wait for an answer, such as that of a tool.

@@ -128,7 +128,9 @@ def explain_absence(session_id: str, tombstone: TombstoneInfo | None, settings: 
         back += f"; it is deleted at {_time(until)} (retention)"
     reason = f" ({tombstone.reason})" if tombstone.reason else ""
     was = f"it was {tombstone.action}{where} at {_time(tombstone.deleted_at)}{reason}"
-    text = f"session {session_id!r}: {was}; running it {'is refused' if is_refused else 'opens it anew'} (on_resume)"
+    text = (
+        f"session {session_id!r}: {was}; running it {'is refused' if is_refused else 'opens a new session'} (on_resume)"
+    )
     return Explanation(session_id=session_id, **facts, text=text + back)
 
 

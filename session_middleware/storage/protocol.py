@@ -190,7 +190,7 @@ class Storage(Protocol):
         """
 
     def switch_branch(self, session_id: str, branch: str) -> SessionInfo:
-        """Make a branch the current one of the record and of the state, which the next run goes on from.
+        """Make a branch the current one of the record and of the state, which the next run continues from.
 
         The latest checkpoints of subgraphs that keep a state of their own become those of the branch too.
         Raises `InvalidArgument` for an unknown branch, and for one whose checkpoints were deleted.

@@ -69,7 +69,7 @@ def test_a_session_is_one_line_and_in_a_notebook_a_table() -> None:
     with Sessions(":memory:") as sessions:
         one = sessions.open("t1", user_id="ada", title="Tea")
         assert repr(one) == str(one) == "<Session 't1': active, of 'ada', 'Tea', 0 messages, 0 tool calls>"
-        assert repr(sessions.open("t2")) == "<Session 't2': active, nobody's, 0 messages, 0 tool calls>"
+        assert repr(sessions.open("t2")) == "<Session 't2': active, no owner, 0 messages, 0 tool calls>"
         facts = dict(row for row in rows_of(one._repr_html_()) if row)
         stats, why = (
             dict(row for row in rows_of(each._repr_html_()) if row) for each in (one.stats(), sessions.explain("t1"))

@@ -185,7 +185,9 @@ async def complete_session(
     session_id: SessionId,
     outcome: Annotated[
         Literal["completed", "failed", "abandoned"],
-        Field(description="completed: its purpose is reached. failed: it cannot be. abandoned: nobody needs it."),
+        Field(
+            description="completed: its purpose is reached. failed: it cannot be. abandoned: it is no longer needed."
+        ),
     ] = "completed",
     reason: Reason = "by_user",
 ) -> SessionDetails:

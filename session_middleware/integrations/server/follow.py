@@ -36,9 +36,9 @@ async def follow(
 
     The name of an event is the kind of its record: message, tool_call, model_call, run, question or event. Its data is
     the record as JSON. A record that was unfinished comes again, with the same `seq`, when it has changed. The id of an
-    event is where to go on after it, as `after` or ``Last-Event-ID``: its `seq`, or while an earlier record is
-    unfinished the number before that one's, so that a client that comes back misses no change. The stream ends when the
-    session is deleted. A last event `error` says why if it ends otherwise, such as for a user that was revoked.
+    event is the position to resume from, as `after` or ``Last-Event-ID``: its `seq`, or while an earlier record is
+    unfinished the number before that one's, so a client that reconnects misses no change. The stream ends when the
+    session is deleted. If it ends otherwise, such as for a revoked user, a last event `error` gives the reason.
     """
     session = await access.aget(session_id)
     start = after if last_event_id is None else last_event_id

@@ -126,7 +126,7 @@ class GatewayService:
             return _problem(error, body["session_id"])
 
     async def once(self, caller: Caller, tool: str | None, arguments: dict[str, Any]) -> Response:
-        """A call without a session to go on with: a session and a folder of its own, which end with it."""
+        """A call without a session: it has a session and a folder of its own, which end with it."""
         session = await caller.access(self.sessions).aopen(purpose="stateless call", **_owner(caller))
         folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="mcp-")
         try:
@@ -243,7 +243,7 @@ def _kept_alive(session: Session, idle_after: float) -> dict[str, Any]:
 async def start(
     caller: CurrentCaller, access: Access, service: Service, response: Response, body: Start | None = None
 ) -> dict[str, Any]:
-    """Begin a session, 201, or with ``"if_exists": "resume"`` go on with one, 200.
+    """Open a session, 201, or with ``"if_exists": "resume"`` resume one, 200.
 
     The process of its MCP server starts when a tool is called or the tools are listed.
     """
