@@ -49,7 +49,7 @@ def app(
         origins: the web pages that may call, such as ``"https://chat.example"``, or ``"*"`` for all, which then send
             no cookies. Without `authenticate`, pages that this machine serves may call too.
         limits: of the size of requests, and of each user.
-        gateway: the MCP server of which each session gets a process; it needs the extra ``mcp`` too.
+        gateway: the MCP server of which each session gets a process.
         metrics_token: with which ``/metrics`` is read, beside operators and programs of this machine.
     """
     observed = Metrics(sessions)
