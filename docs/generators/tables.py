@@ -99,7 +99,11 @@ def commands() -> str:
             examples = "\n".join(line.strip() for line in (command.epilog or "").splitlines()[2:])
             parts += [f"### {command.name}", text, f"```text\n{usage}\n```"]
             options = [each.get_help_record(_context(command)) for each in command.params if not _is_argument(each)]
-            parts += [table(("option", "meaning"), ((_code(one[0]), _escaped(one[1])) for one in options if one))]
+            parts += [
+                table(
+                    ("option", "meaning"), ((_code(one[0]) + "{.option}", _escaped(one[1])) for one in options if one)
+                )
+            ]
             parts += [f"```console\n{re.sub('^', '$ ', examples, flags=re.MULTILINE)}\n```"]
     return "\n\n".join(parts)
 
