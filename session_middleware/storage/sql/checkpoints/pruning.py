@@ -1,17 +1,17 @@
 """Deleting checkpoints of sessions, and the values that nothing refers to any more.
 
-The rows of all sessions are read first, and the statements are made from them, so that the round trips to a server do
-not grow with the number of sessions.
+The rows of several sessions are read together, and the statements are made from them, because a round trip to a server
+takes longer than a statement.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from session_middleware.storage.sql.checkpoints import blobs, latest_checkpoint
 from session_middleware.storage.sql.checkpoints.blobs import CorruptRow
@@ -20,7 +20,15 @@ from session_middleware.storage.sql.checkpoints.latest_checkpoint import HEAD, H
 from session_middleware.storage.sql.checkpoints.rows import Row, WriteRow, references_in
 from session_middleware.storage.sql.connection import Connection, DamagedRow, Statement, among, lock_found
 
+_TOGETHER = 20  # sessions or families whose rows are in memory, at most
+
+T = TypeVar("T")
 _Key: TypeAlias = tuple[str, str]  # of a checkpoint in its session: namespace and id
+
+
+def _together(given: Collection[T]) -> Iterator[list[T]]:
+    listed = [*given]
+    return (listed[start : start + _TOGETHER] for start in range(0, len(listed), _TOGETHER))
 
 
 class Pruned(NamedTuple):
@@ -43,14 +51,17 @@ def prune(connection: Connection, session_ids: Sequence[str]) -> Pruned:
 
     A session is left as it is if its rows are damaged, or its latest checkpoint cannot be found.
     """
-    deletions, damaged = list[_Deletion](), list[Exception]()
-    for state in _read(connection, session_ids):
-        try:
-            with blobs.reading_rows(state.session_id):
-                deletions.append(_deletion(state, _superseded(state)))
-        except (DamagedRow, ValueError) as error:
-            damaged.append(error)
-    return Pruned(_delete(connection, deletions), damaged)
+    count, damaged = 0, list[Exception]()
+    for some in _together(session_ids):
+        deletions: list[_Deletion] = []
+        for state in _read(connection, some):
+            try:
+                with blobs.reading_rows(state.session_id):
+                    deletions.append(_deletion(state, _superseded(state)))
+            except (DamagedRow, ValueError) as error:
+                damaged.append(error)
+        count += _delete(connection, deletions)
+    return Pruned(count, damaged)
 
 
 def _superseded(state: _State) -> set[_Key]:
@@ -246,8 +257,8 @@ def free_unused(connection: Connection, homes: Collection[int]) -> None:
     if gone := [home for home in homes if home not in kept]:
         for table in ("list_items", "lists", "blobs"):
             connection.execute(f"DELETE FROM {table} WHERE {_OF_FAMILIES}", (json.dumps(gone),))
-    if kept:
-        _free_unused(connection, kept)
+    for some in _together(kept):
+        _free_unused(connection, some)
 
 
 def _free_unused(connection: Connection, homes: Collection[int]) -> None:
