@@ -101,7 +101,7 @@ class Replay:
         return ReplayedModel(self._next_answer)
 
     def report(self) -> ReplayReport:
-        """Where the run has left the record so far."""
+        """Where the run has departed from the record so far."""
         with self._lock:
             return report_of(self.session_id, self._calls, self._made, answers=len(self._answers), asked=self._asked)
 

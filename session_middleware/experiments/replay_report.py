@@ -1,4 +1,4 @@
-"""Where a replayed run left the record: values, and the functions that find it. Pure."""
+"""Where a replayed run departed from the record: values, and the functions that find it. Pure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MadeCall(Value):
 
 
 class Departure(Value):
-    """One place where the run left the record. A `seq` is that of the recorded call."""
+    """One place where the run departed from the record. A `seq` is that of the recorded call."""
 
     columns: ClassVar = ("kind", "text", "seq")
 
@@ -41,7 +41,7 @@ class Departure(Value):
 
 
 class ReplayReport(Value):
-    """Where a replayed run left the record. ``print`` shows it as text, and a notebook as a table."""
+    """Where a replayed run departed from the record. ``print`` shows it as text, and a notebook as a table."""
 
     session_id: str
     recorded: int  # tool calls that the record has an answer to
@@ -63,7 +63,9 @@ class ReplayReport(Value):
             counts.append(f"{self.answers_given} of {plural(self.answers, 'answer')} of models given")
         if self.redacted:
             counts.append(f"{self.redacted} with a redacted text")
-        outcome = "followed the record" if self.followed else f"left it in {plural(len(self.departures), 'place')}"
+        outcome = (
+            "followed the record" if self.followed else f"departed from it in {plural(len(self.departures), 'place')}"
+        )
         return f"replay of session {self.session_id!r}: {', '.join(counts)}; the run {outcome}"
 
     def __repr__(self) -> str:

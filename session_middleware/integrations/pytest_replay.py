@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from session_middleware.experiments.replay import Replay
 
-_REPLAYS = pytest.StashKey[list[tuple["Replay", bool]]]()  # with whether the test fails if its run leaves the record
+_REPLAYS = pytest.StashKey[list[tuple["Replay", bool]]]()  # with whether the test fails if its run departs from the record
 
 _SQLITE = b"SQLite format 3\0"  # the beginning of a database file
 
@@ -26,7 +26,7 @@ def session_replay(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[.
 
     The first argument is the path of an export (JSON lines) or of a database file, of which a copy is read, the URL
     of a database, or a `Sessions`. The second one may be omitted if there is only one session. At the end of the test
-    a run that left the record fails it, with the report, unless ``check=False``. ``on_missing`` is that of
+    a run that departed from the record fails it, with the report, unless ``check=False``. ``on_missing`` is that of
     `Sessions.replay`.
     """
     replays = request.node.stash.setdefault(_REPLAYS, [])
@@ -75,7 +75,7 @@ def _read(sessions: Any, session_id: str | None, on_missing: Any) -> Replay:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Fail a test whose run left the record; add the report to one that fails anyway."""
+    """Fail a test whose run departed from the record; add the report to one that fails anyway."""
     try:
         result = yield
     except BaseException:

@@ -51,7 +51,7 @@ def test_the_fixture_replays_a_file_unchanged_and_fails_a_test_that_leaves_the_r
     result.assert_outcomes(passed=2, failed=2)
     result.stdout.fnmatch_lines(
         [
-            "replay of session 't': 0 of 1 recorded tool call answered; the run left it in 1 place",
+            "replay of session 't': 0 of 1 recorded tool call answered; the run departed from it in 1 place",
             "*not made: look_up(*",
         ]
     )
