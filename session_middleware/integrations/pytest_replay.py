@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from session_middleware.experiments.replay import Replay
 
-_REPLAYS = pytest.StashKey[list[tuple["Replay", bool]]]()  # with whether the test fails if its run departs from the record
+_REPLAYS = pytest.StashKey[list[tuple["Replay", bool]]]()  # and whether a departure from the record fails the test
 
 _SQLITE = b"SQLite format 3\0"  # the beginning of a database file
 
