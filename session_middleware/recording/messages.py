@@ -113,12 +113,14 @@ def _extra_of(message: BaseMessage) -> tuple[dict[str, Any] | None, list[Attachm
 
 
 def _alternative_text(message: BaseMessage) -> str:
-    """Return the refusals and audio transcripts of a message without text."""
+    """Return the refusals, audio transcripts and texts in the format of OpenAI's Responses API, if it has no other."""
     if not message.additional_kwargs and not message.content:
         return ""
     parts = [message.additional_kwargs, message.additional_kwargs.get("audio")]
     parts += message.content if isinstance(message.content, list) else ()
-    texts = (part.get(name) for part in parts if isinstance(part, dict) for name in ("refusal", "transcript"))
+    given = [part for part in parts if isinstance(part, dict)]
+    texts = [part.get(name) for part in given for name in ("refusal", "transcript")]
+    texts += [part.get("text") for part in given if part.get("type") in ("input_text", "output_text")]
     return "\n".join(text for text in texts if isinstance(text, str))
 
 

@@ -22,10 +22,17 @@ def assistant(**fields: Any) -> dict[str, Any]:
         assistant(refusal="I cannot"),
         assistant(content=[{"type": "refusal", "refusal": "I cannot"}]),
         assistant(audio={"id": "a1", "transcript": "I cannot"}),
+        assistant(content=[{"type": "output_text", "text": "I cannot"}]),
+        {
+            "role": "user",
+            "content": [{"type": "input_image", "image_url": "x"}, {"type": "input_text", "text": "I cannot"}],
+        },
         AIMessage("", additional_kwargs={"refusal": "I cannot"}),
     ],
 )
-def test_what_is_refused_or_spoken_is_the_text_of_the_message_and_is_found(sessions: Sessions, given: Any) -> None:
+def test_what_has_no_text_of_its_own_has_its_refusal_transcript_or_parts_as_text(
+    sessions: Sessions, given: Any
+) -> None:
     session = sessions.open("t")
     assert session.add(given).text == "I cannot"
     assert session.history().messages[0].text in ("I cannot", "")
