@@ -813,6 +813,8 @@ class Session(SessionFields):
     def tool(self, function: F | None = None, *, name: str | None = None) -> F | Callable[[F], F]:
         """A decorator that records each execution of a function, sync or async, as a tool call of this session.
 
+        The execution of a generator function lasts while its items are read, and its result is the list of them.
+
         The argument ``tool_call_id=…`` names the requested call. Without it, the execution is assigned to the
         latest message's request for this tool with these arguments, if there is one.
         """

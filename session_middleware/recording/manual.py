@@ -15,13 +15,13 @@ import functools
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, TypeVar, cast
 
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import BaseMessage, RemoveMessage
 
 from session_middleware.errors import InvalidArgument
 from session_middleware.models import CALL_STATUSES, Identity, Message
@@ -94,6 +94,8 @@ class ManualRecorder:
         A message whose id is recorded already adds nothing, or a version if its text differs. Raises
         `InvalidArgument` for an unknown role, and for a time without a time zone.
         """
+        if isinstance(message, RemoveMessage):
+            raise InvalidArgument("message", message, wanted="a message that was said; delete_message(id) deletes one")
         (entry,) = self._buffer.describe([_checked(message)], created_at=checked_moment("at", at))
         self.write([entry])
         if (recorded := self._storage.find_message(self.session_id, entry.message_id)) is not None:
@@ -237,6 +239,30 @@ class ManualRecorder:
                 return executed.result
 
             return cast("F", aexecute)
+
+        if inspect.isasyncgenfunction(function):
+
+            @functools.wraps(function)
+            async def agenerate(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+                async with execution(args, kwargs) as executed:
+                    executed.result = []
+                    async for item in function(*args, **kwargs):
+                        executed.result.append(item)
+                        yield item
+
+            return cast("F", agenerate)
+
+        if inspect.isgeneratorfunction(function):
+
+            @functools.wraps(function)
+            def generate(*args: Any, **kwargs: Any) -> Iterator[Any]:
+                with execution(args, kwargs) as executed:
+                    executed.result = []
+                    for item in function(*args, **kwargs):
+                        executed.result.append(item)
+                        yield item
+
+            return cast("F", generate)
 
         @functools.wraps(function)
         def execute(*args: Any, **kwargs: Any) -> Any:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-from langchain_core.messages import AIMessage, ChatMessage, HumanMessage
+from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, RemoveMessage
 
 from session_middleware import InvalidArgument, Sessions
 from tests.support import agents
@@ -45,6 +46,8 @@ def test_a_role_is_known_in_any_case_and_an_unknown_one_is_refused(sessions: Ses
                 act()
     with pytest.raises(InvalidArgument, match="message cannot be 'hi'; give a message"):
         session.add("hi")
+    with pytest.raises(InvalidArgument, match=r"message cannot be RemoveMessage.*; give a message that was said"):
+        session.add(RemoveMessage("1"))
     assert len(session.messages()) == 6
 
 
@@ -103,6 +106,34 @@ def test_leaving_by_an_exception_fails_the_run_and_keeps_everything(sessions: Se
     (call,) = session.tool_calls()
     assert (call.name, call.status, call.error, call.arguments) == ("go", "error", "ValueError: too far", {"steps": 3})
     assert [(run.outcome, run.error) for run in session.runs()] == [("error", "ValueError: too far")]
+
+
+async def test_a_generator_is_executed_while_its_items_are_read(sessions: Sessions) -> None:
+    session = sessions.open("job")
+
+    @session.tool
+    def count(to: int) -> Iterator[int]:
+        yield from range(to)
+        raise ValueError("no more")
+
+    @session.tool
+    async def acount(to: int) -> AsyncIterator[int]:
+        for number in range(to):
+            yield number
+
+    with contextlib.suppress(ValueError):
+        for _ in count(2):
+            assert session.tool_calls()[0].status == "running"
+    reading = count(2)
+    next(reading)
+    reading.close()
+    assert [number async for number in acount(3)] == [0, 1, 2]
+    found = [(call.name, call.arguments, call.status, call.result, call.error) for call in session.tool_calls()]
+    assert found == [
+        ("count", {"to": 2}, "error", None, "ValueError: no more"),
+        ("count", {"to": 2}, "interrupted", None, None),
+        ("acount", {"to": 3}, "ok", [0, 1, 2], None),
+    ]
 
 
 async def test_an_async_loop_is_recorded_the_same(sessions: Sessions) -> None:
