@@ -115,9 +115,9 @@ class Writer:
         patient: bool,
         joins: bool,
     ) -> T:
-        request = WriteRequest(operation, durable, of, joins)
         if self._thread == threading.get_ident():
-            return self._carry_out_inside(request)
+            return self._carry_out_inside(operation, of, joins=joins)
+        request = WriteRequest(operation, durable, of, joins)
         if patient:
             request.done = threading.Event()
         self._waiting.append(request)
@@ -135,7 +135,7 @@ class Writer:
         requests = [WriteRequest(lambda _, call=call: call(), of=of, durable=durable) for call in calls]  # type: ignore[misc]
         if self._thread == threading.get_ident():  # inside such a call: they join it, and an error is raised at once
             for request in requests:
-                request.result = self._carry_out_inside(request)
+                request.result = self._carry_out_inside(request.operation, request.of, joins=request.joins)
                 request.end()
         else:
             self._waiting.extend(requests)
@@ -242,7 +242,7 @@ class Writer:
                 raise BatchAborted from error
             del connection.written[before[2] :]
 
-    def _carry_out_inside(self, request: WriteRequest[T]) -> T:
+    def _carry_out_inside(self, operation: Callable[[Any], T], of: Locks, *, joins: bool) -> T:
         """A write in a call that is carried out: a part of its transaction, and undone alone if it fails.
 
         It has a savepoint only if the call is repeated, because most writes succeed.
@@ -255,10 +255,10 @@ class Writer:
         before = connection.changes, len(connection.unfinished), len(connection.written)
         try:
             if self._database.locks_sessions:
-                self._lock(request.of)
-            if not request.joins:
+                self._lock(of)
+            if not joins:
                 end_writes(connection)
-            result = request.operation(connection)
+            result = operation(connection)
         except Exception as error:
             error = self._database.mapped_error(error)
             del connection.written[before[2] :]
