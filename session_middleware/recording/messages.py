@@ -102,14 +102,14 @@ def _extra_of(message: BaseMessage) -> tuple[dict[str, Any] | None, list[Attachm
         extra |= {"additional_kwargs": own} if own else {}
     if message.response_metadata:
         extra["response_metadata"] = message.response_metadata
+    files: list[Attachment] = []
+    if extra:
+        (extra,), files = extract_files([extra])
     if usage := getattr(message, "usage_metadata", None):
-        extra["usage_metadata"] = usage
+        extra["usage_metadata"] = usage.copy() if type(usage) is dict else usage
     if getattr(message, "status", None) == "error":
         extra["status"] = "error"
-    if not extra:
-        return None, []
-    (without_files,), files = extract_files([extra])
-    return without_files, files
+    return extra or None, files
 
 
 def _alternative_text(message: BaseMessage) -> str:
