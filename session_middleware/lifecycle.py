@@ -24,6 +24,7 @@ from session_middleware.models import (
     SessionInfo,
     Status,
     Visibility,
+    plain_text,
 )
 from session_middleware.settings import SessionSettings
 
@@ -86,14 +87,14 @@ def session_id_of(given: object) -> str:
         return given.id
     if problem := _problem_of(given):
         raise errors.InvalidSessionId(f"a thread id {problem}")
-    return str(given)
+    return plain_text(given)
 
 
 def owner_id_of(name: str, given: object) -> str:
     """Convert the id of a user or group to text, as `session_id_of`. Raises `InvalidIdentity`, which names it."""
     if problem := _problem_of(given):
         raise errors.InvalidIdentity(f"a {name} {problem}")
-    return str(given)
+    return plain_text(given)
 
 
 def owner_id_or_none(name: str, given: object) -> str | None:
@@ -113,7 +114,7 @@ def _problem_of(given: object) -> str | None:
     """The reason why a value is not a valid id."""
     if isinstance(given, bool) or not isinstance(given, (str, int, UUID)):
         return f"is a str, an int or a UUID, and no {type(given).__name__}"
-    text = str(given)
+    text = plain_text(given)
     if not text:
         return "may not be empty"
     if len(text) > MAX_ID_LENGTH:

@@ -64,6 +64,11 @@ def to_text(moment: datetime) -> str:
     return utc.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
+def plain_text(value: object) -> str:
+    """`str()` of a value; but of a text of another class, such as a member of an enum of texts, the text itself."""
+    return str.__str__(value) if isinstance(value, str) else str(value)
+
+
 def from_text(text: str) -> datetime:
     return datetime.fromisoformat(text)
 

@@ -8,6 +8,7 @@ import inspect
 import pickle
 from collections.abc import Callable
 from datetime import UTC, datetime
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from pydantic import BaseModel
 import session_middleware
 from session_middleware import Session, SessionClosed, SessionError, SessionNotFound, Sessions, errors
 from session_middleware.models import SessionInfo
+from tests.conftest import OpenSessions
 from tests.support import agents
 from tests.support.agents import human
 from tests.support.pairwise import pairwise
@@ -243,3 +245,30 @@ def test_the_latest_runs_are_read_alone(sessions: Sessions) -> None:
     assert session.runs(last=1, tags=["unknown"]) == []
     with pytest.raises(errors.InvalidArgument, match="last"):
         session.runs(last=1, limit=1)
+
+
+class Spelled(str, Enum):  # noqa: UP042  # its `str()` is "Spelled.ID"
+    ID = "t-1"
+    USER = "alice"
+    ROLE = "tool"
+    TEXT = "said \0 or \1"
+
+
+def test_a_member_of_an_enum_of_texts_is_its_text_wherever_it_is_given(
+    open_sessions: OpenSessions, each_engine: str
+) -> None:
+    sessions = open_sessions()
+    opened = sessions.open(
+        Spelled.ID, user_id=Spelled.USER, title=Spelled.TEXT, purpose=Spelled.ROLE, tags=[Spelled.ID]
+    )
+    opened.add({"role": Spelled.ROLE, "content": Spelled.TEXT, "tool_call_id": Spelled.ID, "id": Spelled.USER})
+    session = sessions.for_user("alice").get("t-1")
+    assert (session.title, session.purpose, session.tags) == ("said \0 or \1", "tool", ("t-1",))
+    (message,) = session.messages()
+    assert (message.role, message.text, message.tool_call_id, message.message_id) == (
+        "tool",
+        Spelled.TEXT,
+        "t-1",
+        "alice",
+    )
+    assert sessions.list(user_id=Spelled.USER, tags=[Spelled.ID], title=Spelled.TEXT) == [session]

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from session_middleware.checkpoint.langchain_messages import id_of, is_message
 from session_middleware.errors import InvalidArgument
-from session_middleware.models import NewId
+from session_middleware.models import NewId, plain_text
 from session_middleware.recording.files import extract_files
 from session_middleware.recording.usage import Tokens, model_in, reported_call, usage_of
 from session_middleware.storage.jsonable import is_nothing
@@ -149,15 +149,15 @@ def to_message(given: Sayable) -> BaseMessage:
         raise InvalidArgument("message", given, wanted="a dict with a 'role' and a 'content'")
     if not any(name in given for name in ("content", *_REQUESTS, "refusal", "audio")):
         raise InvalidArgument("message", given, wanted="a dict with a 'content', or with an assistant's 'tool_calls'")
-    role = _ROLES.get(str(given_role).lower())
+    role = _ROLES.get(plain_text(given_role).lower())
     if role is None:
         raise InvalidArgument("role", given_role, wanted=f"one of: {', '.join(map(repr, _ROLES))}")
-    named = {name: str(given[name]) for name in ("id", "name") if given.get(name) is not None}
+    named = {name: plain_text(given[name]) for name in ("id", "name") if given.get(name) is not None}
     content: Any = given.get("content")
     is_parts = isinstance(content, list) and all(isinstance(part, (str, dict)) for part in content)
-    content = "" if content is None else content if is_parts else str(content)
+    content = "" if content is None else content if is_parts else plain_text(content)
     if role == "tool":
-        call_id = str(given.get("tool_call_id") or given.get("name") or "")
+        call_id = plain_text(given.get("tool_call_id") or given.get("name") or "")
         status: Any = "error" if given.get("status") == "error" else "success"
         return ToolMessage(content, tool_call_id=call_id, status=status, artifact=given.get("artifact"), **named)
     if role != "assistant":
@@ -181,14 +181,14 @@ def _parse_call(call: Any) -> dict[str, Any]:
     """Convert a tool call in OpenAI's or LangChain's format to LangChain's. An invalid one has an "error"."""
     if not isinstance(call, Mapping):
         return {"name": None, "args": str(call), "id": None, "error": "not a tool call"}
-    function, call_id = call.get("function") or {}, call.get("id") and str(call["id"])
+    function, call_id = call.get("function") or {}, call.get("id") and plain_text(call["id"])
     name, arguments = function.get("name") or call.get("name"), function.get("arguments", call.get("args"))
     try:
         parsed = json.loads(arguments or "{}") if isinstance(arguments, str) else dict(arguments or {})
     except (TypeError, ValueError) as error:
-        return {"name": name, "args": str(arguments), "id": call_id, "error": str(error)}
+        return {"name": name, "args": plain_text(arguments), "id": call_id, "error": str(error)}
     parsed = parsed if isinstance(parsed, dict) else {"value": parsed}
-    return {"name": str(name), "args": parsed, "id": call_id, "type": "tool_call"}
+    return {"name": plain_text(name), "args": parsed, "id": call_id, "type": "tool_call"}
 
 
 # Messages in values

@@ -30,6 +30,7 @@ from langgraph.errors import GraphInterrupt
 from session_middleware.checkpoint.answers import without_tasks
 from session_middleware.checkpoint.langchain_messages import id_of
 from session_middleware.lifecycle import session_id_of
+from session_middleware.models import plain_text
 from session_middleware.recording.active_run import HOOKS, ActiveRun, KnownMessages, Node, Tool, elapsed_ms, node_of
 from session_middleware.recording.history_diff import align_prompt
 from session_middleware.recording.input_history import Lists, add_state, add_unidentified, note_input
@@ -206,7 +207,7 @@ class SessionRecorder(GraphCallbackHandler):
         parent = self._runs.get(parent_run_id) if parent_run_id else None
         thread_id = metadata.get("thread_id")
         if parent is not None and (
-            thread_id is None or str(thread_id) in (parent.context.session_id, parent.context.named_id)
+            thread_id is None or plain_text(thread_id) in (parent.context.session_id, parent.context.named_id)
         ):
             run = parent
         elif thread_id is not None:

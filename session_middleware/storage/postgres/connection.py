@@ -387,6 +387,8 @@ def _encoded(parameters: Collection[Any]) -> tuple[list[Any], list[int] | None]:
         elif kind is bytes or kind is bytearray or kind is memoryview:
             binary.append(len(values))
             values.append(bytes(value))
+        elif issubclass(kind, str):  # of another class: its text, which may differ from its `str()`
+            values.append(_escape(value.encode()))
         else:
             values.append(str(int(value) if kind is bool else value).encode())
     if not binary:
