@@ -45,6 +45,7 @@ class BackgroundWorker:
         self._storage, self._at_once = storage, at_once
         self._tasks = [_PeriodicTask(self.renew_leases, HEARTBEAT_SECONDS)]
         self._ended: deque[Lease] = deque()
+        self._is_closed = False
         self._reset()
 
     def _reset(self) -> None:
@@ -71,7 +72,7 @@ class BackgroundWorker:
         if os.getpid() != self._process:  # a fork; the runs of the parent process stay the parent's
             self._reset()
         with self._lock:
-            if self._thread is None:
+            if self._thread is None and not self._is_closed:
                 now = time.monotonic()
                 for task in self._tasks:
                     task.next_at = now + task.every_seconds
@@ -134,7 +135,9 @@ class BackgroundWorker:
         """Stop the thread, and release all leases."""
         if os.getpid() != self._process:
             return
-        thread, self._thread = self._thread, None
+        with self._lock:
+            self._is_closed = True
+            thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
             self._wakeups.put(False)
             thread.join()

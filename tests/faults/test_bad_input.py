@@ -592,7 +592,8 @@ def test_a_damaged_database_is_an_error_of_ours(folder: Path) -> None:
         sessions.list(limit=None)
 
 
-async def test_a_door_that_was_closed_says_so(folder: Path) -> None:
+async def test_a_door_that_was_closed_says_so_and_starts_no_thread(folder: Path) -> None:
+    before = set(threading.enumerate())
     sessions = Sessions(folder / "sessions.db")
     graph = sessions.attach(agents.chat())
     await graph.ainvoke(human("hi"), sessions.config("t"))
@@ -603,6 +604,7 @@ async def test_a_door_that_was_closed_says_so(folder: Path) -> None:
             call()
     with pytest.raises(StorageError, match=r"closed; open it again"):
         await graph.ainvoke(human("hi"), sessions.config("t"))
+    assert not [thread.name for thread in set(threading.enumerate()) - before if thread.name.startswith("session-")]
 
 
 # Settings
