@@ -21,7 +21,8 @@ from rich.text import Text
 from session_middleware import __version__
 from session_middleware.cli import styles
 from session_middleware.cli.health import facts_grid, line, verdict
-from session_middleware.cli.opening import check_database, settings_text
+from session_middleware.cli.opening import settings_text
+from session_middleware.cli.place import check_database
 from session_middleware.display.text import plural
 from session_middleware.errors import StorageError
 from session_middleware.models import Problem, utc_now

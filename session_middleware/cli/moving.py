@@ -122,7 +122,7 @@ def copy(source: str, target: str) -> None:
     SOURCE and TARGET are paths of SQLite files or postgresql:// URLs. All rows and states are compared afterwards.
     An interrupted copy continues when it is run again. The target has no sessions of its own.
     """
-    from session_middleware.cli.opening import place_of
+    from session_middleware.cli.place import place_of
     from session_middleware.models import utc_now
     from session_middleware.settings import load_settings
     from session_middleware.storage.factory import open_storage

@@ -13,20 +13,18 @@ from typing import Any
 import click
 
 from session_middleware.cli.output import say
+from session_middleware.cli.place import place_of
 from session_middleware.display.text import plural, span_text, visible_line
 from session_middleware.errors import StorageError
 from session_middleware.models import utc_now
 from session_middleware.session import Session
 from session_middleware.sessions import Sessions
 from session_middleware.settings import LASTING, SessionSettings, lasting_settings, load_settings
-from session_middleware.storage.factory import file_path, is_postgres, open_storage
+from session_middleware.storage.factory import is_postgres, open_storage
 from session_middleware.storage.sql import app_settings as app_settings_table
 from session_middleware.storage.sql.connection import DamagedRow
-from session_middleware.storage.sqlite.connection import read_unlocked, storage_error
-from session_middleware.storage.sqlite.database import check_file
-from session_middleware.storage.sqlite.files import check_path
+from session_middleware.storage.sqlite.connection import read_unlocked
 
-_OWN_TABLES = "SELECT 1 FROM sqlite_master WHERE name IN ('sessions', 'list_items')"
 _SHOWN_IDS = 5  # that begin alike
 
 
@@ -110,46 +108,6 @@ def _read_setting(name: str, kept: Mapping[str, Any]) -> Any:
 
 def _value_text(value: Any) -> str:
     return span_text(value) if isinstance(value, timedelta) else "none" if value is None else visible_line(str(value))
-
-
-def place_of(db: str | None, *, create: bool = False) -> str:
-    """The path or URL of a database that exists, or with `create` of one that may. Raises as `check_database`."""
-    url = load_settings(**({} if db is None else {"storage_url": db})).storage_url
-    if is_postgres(url):
-        return url
-    path = file_path(url)
-    if not create:
-        check_database(path)
-    return path
-
-
-def check_database(path: str) -> None:
-    """Check that the path leads to a database of this package, which may be damaged.
-
-    Raises:
-        StorageError: it is missing, unreadable, empty, or something else.
-    """
-    if not Path(path).exists():
-        raise StorageError(path, "there is no such database", advice="name one with --db FILE, or run the app first")
-    check_path(path)
-    try:
-        has_sessions = read_unlocked(path, lambda connection: connection.execute(_OWN_TABLES).fetchone() is not None)
-    except sqlite3.Error as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
-            raise storage_error(path, error) from error
-        return
-    if not has_sessions:
-        check_file(path)
-        advice = "name another one with --db FILE, or run the app first"
-        raise StorageError(path, "the database is empty", advice=advice)
-
-
-# Sessions that a person means
-
-
-def ids_of(db: str | None, prefix: str, *, limit: int) -> list[str]:
-    with closing(open_storage(load_settings(storage_url=place_of(db)), utc_now)) as storage:
-        return storage.list_ids(prefix, limit=limit)
 
 
 def id_of(sessions: Sessions, given: str, *, deleted: bool = False, whole: bool = False) -> str:

@@ -91,7 +91,7 @@ _moment: dict[str, Any] = {"metavar": "TIME", "callback": _moment_of}
 
 def complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The session ids that begin with what was typed. A shell shows no error, so there is none."""
-    from session_middleware.cli.opening import ids_of
+    from session_middleware.cli.place import ids_of
 
     with suppress(Exception):
         found = ids_of(context.params.get("db"), incomplete, limit=_MOST_COMPLETED)

@@ -64,7 +64,8 @@ def sweep(
 def check(db: str | None, deep: bool, repair: bool, output: str | None) -> None:
     """Check a database, which may be damaged. Exit code 1 when a problem is left."""
     from session_middleware.cli.health import problems_picture
-    from session_middleware.cli.opening import app_settings, opened, place_of
+    from session_middleware.cli.opening import app_settings, opened
+    from session_middleware.cli.place import place_of
     from session_middleware.storage.factory import is_postgres
 
     place = place_of(db)

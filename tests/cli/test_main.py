@@ -618,3 +618,13 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     heavy = ["langgraph", "langchain_core", "langchain", "pydantic", "rich", "sqlite_utils"]
     done = subprocess.run([sys.executable, "-c", code, *heavy], env=environment(), capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_ids_are_completed_without_the_import_of_langgraph(db: str) -> None:
+    code = """
+import sys
+from session_middleware.cli.place import ids_of
+print(*ids_of(sys.argv[1], "", limit=1), {"langgraph", "langchain_core"} & sys.modules.keys())
+"""
+    done = subprocess.run([sys.executable, "-c", code, db], env=environment(), capture_output=True, text=True)
+    assert done.stdout == "a1 set()\n", done.stderr
