@@ -210,6 +210,18 @@ def test_what_is_no_backup_is_not_restored(path: Path, tmp_path: Path) -> None:
         assert path.read_bytes() == before
 
 
+def test_a_database_of_another_program_is_not_replaced_by_a_backup(path: Path, tmp_path: Path) -> None:
+    with Sessions(path, sweep_interval=None) as sessions:
+        backup = sessions.backup(tmp_path / "b.db")
+    other = tmp_path / "other.db"
+    with closing(sqlite3.connect(other)) as connection:
+        connection.execute("CREATE TABLE orders (id)")
+    before = other.read_bytes()
+    said = run("restore-backup", backup, "--db", other, "--yes", ok=False)
+    assert "it holds another program's tables (orders); name the file of the sessions" in said
+    assert (other.read_bytes(), [*tmp_path.glob("other.db.*")]) == (before, [])
+
+
 def test_a_server_is_exported_and_names_its_own_tool(
     postgres_url: str, path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -85,7 +85,8 @@ def restore(backup: Path, path: Path, settings: SessionSettings, *, suffix: str)
     The database must not be in use. A call that was interrupted is repeated.
 
     Raises:
-        StorageError: the backup is missing, damaged or something else, or a process uses the database.
+        StorageError: the backup is missing, damaged or something else, a process uses the database, or it is another
+            program's.
     """
     if not backup.is_file():
         raise StorageError(str(backup), "there is no such backup", advice="name a file that `backup` wrote")
@@ -94,7 +95,7 @@ def restore(backup: Path, path: Path, settings: SessionSettings, *, suffix: str)
     if is_empty:
         raise StorageError(str(backup), "it is empty", advice="name another backup")
     check(backup, settings, name=backup)
-    _check_unused(path)
+    _check_replaceable(path)
     kept = path.with_name(f"{path.name}.{suffix}")
     with replacing(path) as temporary:
         read_unlocked(str(backup), lambda connection: _copied(connection, temporary))
@@ -114,15 +115,19 @@ def _copied(connection: SqliteConnection, path: Path) -> None:
     _copy(connection, path, None)
 
 
-def _check_unused(path: Path) -> None:
-    """Raise `StorageError` if a process has the database open, as far as a damaged file shows that."""
+def _check_replaceable(path: Path) -> None:
+    """Raise `StorageError` if a process has the database open or it is another program's, as far as its file shows."""
     if not path.exists():
         return
     with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(path, timeout=0.2)) as connection:
         try:
             connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-            connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+            tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
                 problem = "a process has the database open"
                 raise StorageError(str(path), problem, advice="stop it, and restore again") from error
+            raise
+        if tables and "sessions" not in tables:
+            problem = f"it holds another program's tables ({', '.join(tables[:3])})"
+            raise StorageError(str(path), problem, advice="name the file of the sessions; this one was not changed")
