@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import signal
 import tempfile
 import threading
@@ -176,6 +177,23 @@ def test_a_statement_is_not_mistaken_for_one_of_another_process(pooled_url: str)
         with psycopg.connect(pooled_url) as third:
             third.execute("SELECT")  # on the first of these, so only the second one is free
             assert select(one, 1) == 1
+
+
+def test_no_name_is_prepared_twice_because_newer_poolers_refuse_it(postgres_url: str, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    with psycopg.connect(postgres_url, autocommit=True) as raw, trace.open("w") as file:
+        connection = PostgresConnection(raw)
+        raw.pgconn.trace(file.fileno())
+        wrong = connection.execute("SELECT 1 / 0")
+        connection.execute("SELECT 2")  # is not prepared after the error
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            wrong.fetchall()
+        connection.end()
+        assert connection.execute("SELECT 2").fetchall() == [(2,)]
+        raw.pgconn.untrace()
+    prepared = re.findall(r'\tParse\t "(\w+)" "(.*?)"', trace.read_text())
+    assert [text for _, text in prepared].count("SELECT 2") == 2
+    assert len({name for name, _ in prepared}) == len(prepared)
 
 
 def test_prepared_statements_that_a_pooler_has_lost_are_not_needed(postgres_url: str) -> None:

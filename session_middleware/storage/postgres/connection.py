@@ -158,9 +158,10 @@ class PostgresConnection(Transaction):
         raw.adapters.register_loader("bool", _Flag)
         raw.adapters.register_loader("numeric", _Sum)
         self.transformer = Transformer(raw)
-        self._names: set[bytes] = set()  # of the prepared statements
+        self._names: dict[bytes, bytes] = {}  # of the prepared statements, by their texts
+        self._failures = 0  # of preparing one
         self._prefetched: dict[tuple[str, Any], PostgresCursor] = {}
-        self._queued: list[PostgresCursor | bytes] = []  # of statements, and names of statements to be prepared
+        self._queued: list[PostgresCursor | bytes] = []  # of statements, and texts of statements to be prepared
         self._sent: list[PostgresCursor | bytes] = []  # whose results are to be received
         self._syncs = 0  # among them
         self._pg.enter_pipeline_mode()
@@ -245,11 +246,12 @@ class PostgresConnection(Transaction):
             self.receive()
         encoded, formats = _encoded(values)
         if self.has_names:
-            name = _name(text)
-            if name not in self._names:
-                self._names.add(name)
+            name = self._names.get(text)
+            if name is None:
+                # After a failure another name: PgBouncer closes a connection that prepares one name twice.
+                name = self._names[text] = _name(text) + (b"_%d" % self._failures if self._failures else b"")
                 self._pg.send_prepare(name, text)
-                self._queued.append(name)
+                self._queued.append(text)
             self._pg.send_query_prepared(name, encoded, formats, 1)
         else:
             self._pg.send_query_params(text, encoded, None, formats, 1)
@@ -279,7 +281,9 @@ class PostgresConnection(Transaction):
         for each, result in zip_longest(sent, results):
             if result is None or result.status not in _SUCCEEDED:
                 error = error or _error(self._pg, result)
-                self._names.discard(each)
+                if isinstance(each, bytes):
+                    self._names.pop(each, None)
+                    self._failures += 1
             elif isinstance(each, PostgresCursor):
                 each.fill(result)
         if error is not None:
