@@ -15,7 +15,8 @@ import functools
 import inspect
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -243,24 +244,26 @@ class ManualRecorder:
         if inspect.isasyncgenfunction(function):
 
             @functools.wraps(function)
-            async def agenerate(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-                async with execution(args, kwargs) as executed:
-                    executed.result = []
-                    async for item in function(*args, **kwargs):
+            async def agenerate(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+                async with execution(args, kwargs) as executed, aclosing(function(*args, **kwargs)) as items:
+                    executed.result, sent = [], None
+                    while True:
+                        try:
+                            item = await items.asend(sent)
+                        except StopAsyncIteration:
+                            return
                         executed.result.append(item)
-                        yield item
+                        sent = yield item
 
             return cast("F", agenerate)
 
         if inspect.isgeneratorfunction(function):
 
             @functools.wraps(function)
-            def generate(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            def generate(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
                 with execution(args, kwargs) as executed:
                     executed.result = []
-                    for item in function(*args, **kwargs):
-                        executed.result.append(item)
-                        yield item
+                    return (yield from _Collected(function(*args, **kwargs), executed.result))
 
             return cast("F", generate)
 
@@ -384,6 +387,23 @@ class ManualRecorder:
     def _is_own(self, run: _Run) -> bool:
         of, own = run.context, (self.session_id, self._owner, self._handle.incarnation)
         return run.buffer is self._buffer and (of.session_id, of.identity, of.state.incarnation) == own
+
+
+class _Collected(Generator[Any, Any, Any]):
+    """A generator whose items are added to a list."""
+
+    def __init__(self, items: Generator[Any, Any, Any], to: list[Any]) -> None:
+        self._items, self._to = items, to
+
+    def send(self, value: Any) -> Any:
+        return self._add(self._items.send(value))
+
+    def throw(self, *error: Any) -> Any:
+        return self._add(self._items.throw(*error))
+
+    def _add(self, item: Any) -> Any:
+        self._to.append(item)
+        return item
 
 
 def _checked(given: Sayable) -> BaseMessage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,44 @@ async def test_a_generator_is_executed_while_its_items_are_read(sessions: Sessio
         ("count", {"to": 2}, "interrupted", None, None),
         ("acount", {"to": 3}, "ok", [0, 1, 2], None),
     ]
+
+
+async def test_a_recorded_generator_is_used_as_without_recording(sessions: Sessions) -> None:
+    session, cleaned_up_by = sessions.open("job"), list[object]()
+
+    @session.tool
+    def add_up() -> Generator[int, int, str]:
+        total = 0
+        while total < 5:
+            try:
+                total += yield total
+            except ValueError:
+                total = 0
+        return "enough"
+
+    @session.tool
+    async def aadd_up() -> AsyncGenerator[int, int]:
+        total = 0
+        try:
+            while total < 5:
+                total += yield total
+        finally:
+            cleaned_up_by.append(asyncio.current_task())
+            if total < 5:
+                raise KeyError("half done")
+
+    adding = add_up()
+    assert [next(adding), adding.send(2), adding.throw(ValueError()), adding.send(4)] == [0, 2, 0, 4]
+    with pytest.raises(StopIteration) as end:
+        adding.send(1)
+    assert end.value.value == "enough"
+    aadding = aadd_up()
+    assert [await anext(aadding), await aadding.asend(2)] == [0, 2]
+    with pytest.raises(KeyError, match="half done"):
+        await aadding.aclose()
+    assert cleaned_up_by == [asyncio.current_task()]
+    found = [(call.name, call.status, call.result, call.error) for call in session.tool_calls()]
+    assert found == [("add_up", "ok", [0, 2, 0, 4], None), ("aadd_up", "error", None, "KeyError: 'half done'")]
 
 
 async def test_an_async_loop_is_recorded_the_same(sessions: Sessions) -> None:
