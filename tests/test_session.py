@@ -252,6 +252,7 @@ class Spelled(str, Enum):  # noqa: UP042  # its `str()` is "Spelled.ID"
     USER = "alice"
     ROLE = "tool"
     TEXT = "said \0 or \1"
+    STATUS = "active"
 
 
 def test_a_member_of_an_enum_of_texts_is_its_text_wherever_it_is_given(
@@ -272,3 +273,4 @@ def test_a_member_of_an_enum_of_texts_is_its_text_wherever_it_is_given(
         "alice",
     )
     assert sessions.list(user_id=Spelled.USER, tags=[Spelled.ID], title=Spelled.TEXT) == [session]
+    assert sessions.list(status=Spelled.STATUS) == [session]

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from session_middleware.errors import InvalidArgument, InvalidMemoryArgument, UnknownStatus
 from session_middleware.lifecycle import owner_id_or_none
-from session_middleware.models import Identity, Message, OnExpire, OnResume, Run, Status, Visibility
+from session_middleware.models import Identity, Message, OnExpire, OnResume, Run, Status, Visibility, plain_text
 from session_middleware.settings import own_seconds
 from session_middleware.storage.jsonable import stored_id
 from session_middleware.storage.titles import title_key
@@ -145,7 +145,7 @@ def _is_plain(item: tuple[Any, Any]) -> bool:
 
 def _statuses_of(given: Any) -> tuple[Any, ...]:
     """The statuses of a filter: none, one, ``"open"``, or several. Raises `UnknownStatus`."""
-    names = set() if given is None else set(map(str, _listed(given)))
+    names = set() if given is None else set(map(plain_text, _listed(given)))
     for name in sorted(names):
         check_status(name, "open")
     if given is not None and not names:
