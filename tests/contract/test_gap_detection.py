@@ -72,6 +72,18 @@ def test_a_lost_row_is_missed_by_every_reading_that_should_show_it(sessions: Any
         assert sessions.check(deep=deep, repair=True) == found
 
 
+@pytest.mark.parametrize(("column", "value"), [("checkpoint_id", "5"), ("checkpoint_id", ""), ("position", "")])
+def test_a_row_under_another_id_or_position_is_missed_by_its_own(sessions: Any, column: str, value: str) -> None:
+    thread(sessions)
+    sql = f"UPDATE checkpoints SET {column} = ? WHERE session_id = 't' AND checkpoint_id = '2'"
+    sessions._storage._database.write(lambda c: c.execute(sql, (value,)))
+    with pytest.raises(StorageError, match=r"checkpoint 2 of session 't'.*damaged"):
+        sessions.checkpointer.get_tuple(at("2"))
+    with pytest.raises(StorageError, match=r"of session 't'.*damaged"):
+        sessions.checkpointer.get_delta_channel_history(config=at("2"), channels=["a"])
+    assert sessions.checkpointer.get_tuple(at("3")) is not None
+
+
 def test_the_latest_is_missed_by_the_first_page_of_a_list(sessions: Any) -> None:
     thread(sessions)
     vanish(sessions, "checkpoints", "4")

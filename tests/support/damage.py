@@ -406,7 +406,7 @@ def damage_cell(path: Path, table: str, column: str, chance: random.Random) -> s
             where = " AND ".join(f"{key} = ?" for key in keys)
             try:
                 done = connection.execute(f"UPDATE {table} SET {column} = ? WHERE {where}", (value, *row[:-1]))
-            except sqlite3.IntegrityError:
+            except (sqlite3.IntegrityError, sqlite3.OperationalError):  # the latter from an index of what JSON holds
                 continue
             assert done.rowcount == 1
             return f"{table}.{column} of {row[:-1]}: {row[-1]!r:.40} to {value!r:.40}"

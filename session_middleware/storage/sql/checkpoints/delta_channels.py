@@ -28,6 +28,8 @@ def get_history(
 ) -> dict[str, StoredHistory]:
     target = find(connection, session_id, checkpoint_ns, checkpoint_id)
     if target is None:
+        with damage_context(path, (session_id, checkpoint_ns, checkpoint_id or "(latest)")):
+            latest_checkpoint.check_absent(connection, session_id, checkpoint_ns, checkpoint_id)
         return {channel: StoredHistory(has_seed=False, seed=None, writes=[]) for channel in channels}
     ancestors, seeds = _walk(connection, target, frozenset(channels), path)
     writes = writes_of(connection, ancestors, path)

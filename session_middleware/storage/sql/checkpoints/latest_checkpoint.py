@@ -89,7 +89,14 @@ def count_writes(write: SessionWrite, key: Key) -> None:
 
 
 def check_absent(connection: Connection, session_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> None:
-    """A checkpoint, or the latest, was not found. Raises `CorruptRow` if one of the outermost graph is missing."""
+    """A checkpoint, or the latest, was not found.
+
+    Raises `CorruptRow` if the id or the position of another one is damaged, which may be the one that was not found,
+    or if one of the outermost graph is missing.
+    """
+    if checkpoint_id:
+        for values in connection.execute(_DISPLACED, (session_id, session_id, checkpoint_ns)).fetchall():
+            Row(*values).check()
     if checkpoint_ns:
         return
     head = find(connection, session_id, "")
@@ -97,6 +104,11 @@ def check_absent(connection: Connection, session_id: str, checkpoint_ns: str, ch
     (count,) = connection.execute(sql, (session_id, session_id)).fetchone()
     if count != (head.checkpoint_count if head else 0) or (head is not None and checkpoint_id is None):
         raise CorruptRow("its row cannot be found")
+
+
+_DISPLACED = (  # few, of which the checksums cover both
+    f"SELECT * FROM checkpoints WHERE {HOME} AND session_id = ? AND checkpoint_ns = ? AND position != checkpoint_id"
+)
 
 
 ANY_EVENT = "SELECT 1 FROM events WHERE session_id = ? LIMIT 1"
