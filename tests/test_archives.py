@@ -103,6 +103,27 @@ def test_a_restored_session_is_not_archived_again_before_it_idles_again(
     assert path.is_file()
 
 
+def test_a_session_that_is_archived_again_while_its_file_is_removed_keeps_its_data(
+    open_sessions: OpenSessions, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions, other = open_sessions(), open_sessions()
+    _, _, path = archived(sessions, clock)
+    write = sessions._storage._database.write  # type: ignore[attr-defined]
+
+    def write_before_a_sweep(*args: Any, **kwargs: Any) -> Any:
+        restored = write(*args, **kwargs)
+        monkeypatch.undo()
+        clock.advance(hours=1)
+        assert [ended.action for ended in other.sweep()] == ["archive"]
+        return restored
+
+    monkeypatch.setattr(sessions._storage._database, "write", write_before_a_sweep)  # type: ignore[attr-defined]
+    sessions.restore("t")
+    assert path.is_file()
+    assert len(other.restore("t").messages(branch="all")) == 10
+    assert not path.exists()
+
+
 def test_a_handle_is_good_again_after_its_session_was_restored(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions()
     session = sessions.open("t", user_id="alice")

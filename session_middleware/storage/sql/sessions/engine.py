@@ -203,7 +203,13 @@ class SessionOperations(Operations):
             return imports.restore_archive(connection, tombstone, path, self._rules), path
 
         session, path = self._database.write(operation, of=session_id)
-        jsonl.remove(path)
+
+        def remove_file(connection: Connection) -> None:
+            tombstone = tombstones.find(connection, session_id)
+            if tombstone is None or tombstone.archive is None:  # else it is archived again, in the same file
+                jsonl.remove(path)
+
+        self._database.write(remove_file, of=session_id)
         return session
 
     def export_sessions(
