@@ -132,12 +132,12 @@ def methods(name: str) -> str:
     for each, member in sorted(public.items()):
         if each in fields or (each.startswith("a") and each[1:] in public):
             continue
-        twin = f"`a{each}`" if f"a{each}" in public else ""
+        twin = f"<br>`a{each}`" if f"a{each}" in public else ""
         first = re.split(r"(?<=\.)\s|\n\n", inspect.getdoc(member) or "")[0].replace("\n", " ")
         is_by_hand = name == "Session" and getattr(member, "__module__", "") == _MANUAL.rpartition(".")[0]
         owner = _MANUAL if is_by_hand else path
-        rows.append((f"[`{each}`][{owner}.{each}]", twin, _escaped(first)))
-    return table(("method", "async twin", "what it does"), rows)
+        rows.append((f"[`{each}`][{owner}.{each}]{twin}", _escaped(first)))
+    return table(("method and async twin", "what it does"), rows)
 
 
 def values() -> str:

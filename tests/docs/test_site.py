@@ -42,7 +42,7 @@ def test_every_public_name_is_in_the_reference() -> None:
 )
 def test_every_public_method_is_on_its_page_with_its_first_sentence(cls: type, page: str) -> None:
     rows = re.findall(
-        r"^\| \[`(\w+)`\]\[.*\] \| (?:`(\w+)`)? *\| (.*) \|$", source(f"reference/{page}.md"), re.MULTILINE
+        r"^\| \[`(\w+)`\]\[.*?\](?:<br>`(\w+)`)? \| (.*) \|$", source(f"reference/{page}.md"), re.MULTILINE
     )
     assert all(sentence for _, _, sentence in rows)
     public = {name for name in dir(cls) if not name.startswith("_")}
