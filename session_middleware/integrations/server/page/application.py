@@ -46,7 +46,7 @@ _OTHER = ("Something went wrong", "The server's log says what.")
 
 
 class _SecureHeaders:
-    """Adds the headers to each response, whatever answers."""
+    """Adds the headers to each response, also to those of errors."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -244,7 +244,7 @@ class RunService:
     # Ending
 
     async def cancel(self, note: RunNote, action: Action) -> None:
-        """Cancel a run, in whatever process it is. It may go on for a moment; see `until_done`."""
+        """Cancel a run of any process. It may continue for a moment; see `until_done`."""
         job = self._jobs.get(note.run_id)
         if job is not None:
             job.cancel(action)

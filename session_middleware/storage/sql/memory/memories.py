@@ -100,7 +100,7 @@ _DELETE_RANGES = """
 
 
 def delete_of_user(connection: Connection, user_id: str, session_ids: Sequence[str]) -> int:
-    """Delete a user's items, and all items that were put in these sessions, in whatever scope."""
+    """Delete a user's items, and all items that were put in these sessions, in any scope."""
     return connection.execute(
         f"DELETE FROM memories WHERE session_id IN (SELECT value FROM json_each(?)) OR {_OF_NAMESPACE}",
         (json.dumps(list(session_ids)), *items.range_of(namespace_text(("user", user_id)))),

@@ -46,7 +46,7 @@ def reason_of(error: errors.SessionError) -> str:
 
 
 def refuse(connection: Connection, run: RunWrite, error: errors.SessionError, rules: EngineContext) -> None:
-    """Append the event of a refusal, once for a run; none of a run that names nobody."""
+    """Append the event of a refusal, once for a run; none for `UserRequired`."""
     if isinstance(error, errors.UserRequired):
         return
     session_id, user_id = run.session_id, run.context.identity.user_id
