@@ -156,7 +156,14 @@ def crash(state):
 
 def pay(state):
     interrupt("may I?")
+    while answer == ["yes"] and not is_stored():  # LangGraph stores it beside the run
+        pass
     crash(state)
+
+def is_stored():
+    with Sessions(url, sweep_interval=None) as other:
+        found = other.checkpointer.get_tuple(other.config(thread_id, user_id=user_id))
+    return "__resume__" in [channel for _, channel, _ in found.pending_writes]
 
 url, thread_id, user_id, node, *answer = sys.argv[1:]
 sessions = Sessions(url, sweep_interval=None)
