@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 INTERRUPTED = "This tool call was interrupted: it returned no result, and was executed in part or not at all."
-UNREADABLE = "This tool call was not executed: its arguments could not be parsed."
+UNREADABLE = "This tool call was not executed: its arguments were malformed or truncated."
 
 _NEW_INPUT = "new input"
 _TASK, _RESUMING = "__pregel_task_id", "__pregel_resuming"  # a subgraph that is resumed has both

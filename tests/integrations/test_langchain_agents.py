@@ -480,6 +480,27 @@ async def test_what_was_cut_off_is_answered_before_the_agent_starts(mode: str, r
     assert session.error_count == 0
 
 
+class Truncated(Scripted):
+    """Is cut off in the arguments of a tool."""
+
+    def _reply(self, messages: list[BaseMessage]) -> AIMessage:
+        call = {"name": "look_up", "args": '{"thing": "te', "id": "call_1", "error": "not JSON"}
+        return AIMessage("", invalid_tool_calls=[call]) if len(messages) == 1 else super()._reply(messages)
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_arguments_that_were_cut_off_have_one_answer_whether_or_not_langchain_gives_it(
+    mode: str, run: Any, sessions: Sessions
+) -> None:
+    agent, config = build(sessions, mode, model=Truncated()), sessions.config("t")
+    await run(agent, human("look up tea"), config)
+    out = await run(agent, human("hello"), config)
+    assert [m.type for m in out["messages"]] == ["human", "ai", "tool", "human", "ai"]
+    assert "malformed or truncated" in out["messages"][2].text
+    check_record(sessions, agent, config)
+    assert [m.message_id for m in sessions.get("t").messages()] == [m.id for m in out["messages"]]
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_record_is_in_order_where_checkpoints_come_late(
     mode: str, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
