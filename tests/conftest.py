@@ -27,6 +27,7 @@ from session_middleware.storage.protocol import Storage
 from tests.support.pairwise import ENGINES
 from tests.support.pgbouncer import pooled
 from tests.support.postgres import Server, start
+from tests.support.processes import share_nursery
 from tests.support.queries import counters, rows
 
 hypothesis_settings.register_profile("any machine", deadline=None)  # no test asserts a time
@@ -38,12 +39,21 @@ OpenSessions = Callable[..., Sessions]
 # Bytecode is always cached, also by the workers and other processes, or each of them would compile all modules again.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+for name in list(os.environ):
+    if name.startswith(("LANGSMITH", "LANGCHAIN")):  # no test is traced
+        del os.environ[name]
 gc.disable()  # until the tests are collected, which takes a third longer if the collector looks at all that they import
 
 
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let all workers fork their processes from one."""
+    if config.getoption("numprocesses", None):
+        share_nursery()
 
 
 class Clock:

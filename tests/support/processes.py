@@ -1,7 +1,7 @@
-"""Processes of Python that begin warm: each is forked from one that has imported what all of them need.
+"""Processes of Python that begin warm: each is forked from one that has imported what most of them need.
 
-Most of what a small program takes is importing LangGraph. A process made here is one of its own in all
-that matters to these tests: its memory, threads, files and locks, how it is killed and how it ends.
+Most of what a small program takes is importing LangGraph; a server imports as much again. A process made here is one
+of its own in all that matters to these tests: its memory, threads, files and locks, how it is killed and how it ends.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -30,9 +32,16 @@ _WARM = (
     "langgraph.checkpoint.memory",
     "langgraph.graph",
     "langgraph.prebuilt",
+    "psycopg",
+    "session_middleware.cli.main",
+    "session_middleware.integrations.mcp_server",
+    "session_middleware.integrations.server",
     "session_middleware.recording.attach",
     "session_middleware.sessions",
+    "tests.support.agents",
+    "uvicorn",
 )
+_SHARED = "TESTS_NURSERY"
 
 
 # In the tests
@@ -53,7 +62,7 @@ class Process:
         self.stderr: IO[str] = os.fdopen(ours[1])
         self.returncode: int | None = None
         self._to_it = socket.socket(socket.AF_UNIX)
-        self._to_it.connect(_nursery())
+        self._to_it.connect(os.environ.get(_SHARED) or _nursery())
         asked = json.dumps([[str(part) for part in command], {**os.environ, **(env or {})}, str(Path.cwd())]).encode()
         socket.send_fds(self._to_it, [len(asked).to_bytes(8, "big")], [reading, *theirs])
         self._to_it.sendall(asked)
@@ -126,9 +135,17 @@ def run(
     return subprocess.CompletedProcess(list(command), process.returncode, stdout, stderr)
 
 
+def share_nursery() -> None:
+    """Let the processes of this one, which are pytest's workers, fork from one nursery."""
+    os.environ[_SHARED] = _nursery()
+
+
 @cache
 def _nursery() -> str:
-    """The address of the process they are forked from, which ends with this one, however this one ends."""
+    """The address of the process they are forked from, which ends with this one, however this one ends.
+
+    It imports nothing until the first process is asked for.
+    """
     address = str(Path(tempfile.mkdtemp(prefix="nursery-")) / "s")
     nursery = subprocess.Popen(
         [sys.executable, __file__, address],
@@ -154,11 +171,21 @@ def _serve(address: str) -> list[str]:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those in between
     while listening in select.select([listening, sys.stdin], [], [])[0]:  # its input ends with the process of the tests
         asking, _ = listening.accept()
+        _warm()
         if os.fork() == 0:
             listening.close()
             return _bear(asking)
         asking.close()
     os._exit(0)
+
+
+@cache
+def _warm() -> None:
+    for name in _WARM:
+        with suppress(ModuleNotFoundError):  # not every environment has every extra
+            import_module(name)
+    assert threading.active_count() == 1
+    gc.freeze()  # what is there already is looked through by none of them
 
 
 def _bear(asking: socket.socket) -> list[str]:
@@ -190,7 +217,7 @@ def _bear(asking: socket.socket) -> list[str]:
 
 
 def _main(command: list[str]) -> None:
-    """Run it as Python would, by its own name."""
+    """Run it as Python would, by its own name, and end as it would, except that what was imported is not freed."""
     main: Any = ModuleType("__main__")
     sys.modules["__main__"] = main
     if command[0] == "-c":
@@ -200,11 +227,12 @@ def _main(command: list[str]) -> None:
         sys.path.insert(0, str(Path(name).parent))
         main.__file__ = name
     exec(compile(code, name, "exec"), vars(main))
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(0)  # a tenth of a second is what freeing all modules takes; an exit with a status or an error does so
 
 
 if __name__ == "__main__":
     sys.path.remove(str(Path(__file__).parent))
-    for warm in _WARM:
-        import_module(warm)
-    gc.freeze()  # what is there already is looked through by none of them
     _main(_serve(sys.argv[1]))

@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.support.processes import Process
+
 SERVER = Path(__file__).parents[2] / "support" / "http_server.py"
 
 
 @contextmanager
-def serving(url: object, **environment: str) -> Iterator[str]:
+def serving(url: object) -> Iterator[str]:
     """The address of a process that serves the graphs of `tests/support/http_server.py` over a database."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("LANGSMITH", "LANGCHAIN"))}
-    process = subprocess.Popen(
-        [sys.executable, SERVER, str(url)],
-        env=inherited | {"PYTHONPATH": str(ROOT), "SESSION_SYNCHRONOUS": "normal"} | environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
+    with Process(SERVER, url, env={"SESSION_SYNCHRONOUS": "normal"}, stdin=True) as process:
+        assert process.stdin is not None
         address = process.stdout.readline().strip()  # when it listens; empty if it has ended
-        assert address, "the server did not start"
+        assert address, process.stderr.read()
         yield address
-    finally:
         process.stdin.close()  # which ends it
-        process.stdout.close()
         assert process.wait(timeout=30) == 0
 
 
