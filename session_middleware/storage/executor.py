@@ -21,6 +21,7 @@ from session_middleware.errors import StorageError
 
 PATIENCE_SECONDS = 0.005  # the longest wait of a patient call for another call's commit
 _BATCH = 64  # the most calls in one transaction
+THREADS = 16  # for calls that are not enqueued
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,7 +35,7 @@ class BatchExecutor(Protocol):
 class StorageExecutor:
     """`run` awaits calls on several threads; `write` and `submit` enqueue calls for one writer thread."""
 
-    def __init__(self, name: str, run_batch: BatchExecutor, *, threads: int = 16) -> None:
+    def __init__(self, name: str, run_batch: BatchExecutor, *, threads: int = THREADS) -> None:
         self._name, self._run_batch, self._size = name, run_batch, threads
         self._start()
 

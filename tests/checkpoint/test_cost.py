@@ -6,6 +6,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from langgraph.store.base import GetOp
 
 import session_middleware
 from session_middleware import Session, Sessions
+from session_middleware.storage.executor import THREADS
 from session_middleware.storage.postgres.writer import PostgresWriter
 from session_middleware.storage.sql.writer import Writer
 from tests.support.agents import human
@@ -110,6 +112,20 @@ def test_a_turn_with_a_tool_on_an_existing_thread(
             assert 200 < min(called for _, called in turns) <= most_calls
     finally:
         threading.setprofile(None)  # type: ignore[arg-type]
+
+
+def test_simultaneous_reads_use_the_same_connections_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda *args, **options: opened.append(args[0]) or connect(*args, **options)
+    )
+    together = threading.Barrier(THREADS)
+    with Sessions(tmp_path / "sessions.db", sweep_interval=None) as sessions, ThreadPoolExecutor(THREADS) as pool:
+        for _ in range(3):
+            opened.clear()
+            [*pool.map(lambda _: sessions._storage._read(lambda _: together.wait(60)), range(THREADS))]  # type: ignore[attr-defined]
+    assert opened == []
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from session_middleware.errors import StorageError
+from session_middleware.storage.executor import THREADS
 from session_middleware.storage.sql.database import DATA_ERRORS, Database
 from session_middleware.storage.sql.writer import Writer
 from session_middleware.storage.sqlite.connection import (
@@ -35,7 +36,6 @@ from session_middleware.storage.sqlite.writer import SqliteWriter
 T = TypeVar("T")
 
 _SHOWN_TABLES = 6  # of another program, in an error
-_IDLE_READERS = 8  # connections kept open for the next reader
 
 
 class SqliteDatabase(Database):
@@ -144,7 +144,7 @@ class SqliteDatabase(Database):
         except BaseException:
             connection.close()
             raise
-        if self._closed or len(self._readers) >= _IDLE_READERS:
+        if self._closed or len(self._readers) >= THREADS:  # opening one takes longer than a read
             connection.close()
         else:
             self._readers.append(connection)
