@@ -87,7 +87,7 @@ def _default(value: Any) -> Any:
         if cls in MESSAGES and (packed := plain_message(value)) is not None:
             return packed
         state.met_class = True
-        encode = _BY_KIND.get(kind_of(cls) or "") or _BY_CLASS.get(cls)
+        encode = _BY_CLASS.get(cls) or _BY_KIND.get(kind_of(cls) or "")
         return _pack_other(value) if encode is None else encode(value)
     except Exception as error:
         state.record(error)

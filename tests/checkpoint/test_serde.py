@@ -19,6 +19,7 @@ import pytest
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, HumanMessage, SystemMessage, ToolMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.types import Interrupt, Send
 from pydantic import BaseModel
 
@@ -66,13 +67,14 @@ def test_a_message_has_the_bytes_that_langgraph_writes_whatever_is_in_it(part: A
     [
         None, True, 1, 1.5, "text", b"bytes", [1, [2]], {"a": {1: 2}}, {1, 2}, frozenset({3}),
         uuid.UUID(int=7), decimal.Decimal("1.10"), dt.datetime(2026, 1, 1, tzinfo=dt.UTC), dt.timedelta(days=1),
-        Send("node", {"a": 1}), Interrupt("why?"), Document("text"),
+        Send("node", {"a": 1}), Interrupt("why?"), Document("text"), _DeltaSnapshot([1]),
     ],
     ids=str,
 )  # fmt: skip
-def test_plain_values_and_langgraphs_own_read_back_equal(value: object) -> None:
-    serde = StrictSerializer()
-    assert serde.loads_typed(serde.dumps_typed(value)) == value
+@pytest.mark.parametrize("serde", [StrictSerializer(), STRICT], ids=["any", "only allowed"])
+def test_plain_values_and_langgraphs_own_read_back_equal(value: object, serde: StrictSerializer) -> None:
+    found = serde.loads_typed(serde.dumps_typed(value))
+    assert (found, type(found)) == (value, type(value))
 
 
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
