@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -31,11 +32,11 @@ def call() -> Call:
     return call
 
 
-@pytest.fixture
-def db(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A session of ada's, a fork of it, and one of nobody's, each with a record; and memories."""
-    path = tmp_path / "some.db"
-    with Sessions(path) as sessions:
+    path = tmp_path_factory.mktemp("filled") / "some.db"
+    with Sessions(path, synchronous="normal") as sessions:
         graph = sessions.attach(agents.tool_graph())
         for thing in ("tea", "rye"):
             graph.invoke(human(f"look up {thing}"), sessions.config("a", user_id="ada"))
@@ -44,6 +45,12 @@ def db(tmp_path: Path) -> Path:
         sessions.get("a").memory.remember("likes tea")
         sessions.get("a").memory.remember("is tall", scope="user")
     return path
+
+
+@pytest.fixture
+def db(filled: Path, tmp_path: Path) -> Path:
+    """A copy of this test's own."""
+    return Path(shutil.copy(filled, tmp_path))
 
 
 def change(path: Path, *statements: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import struct
@@ -47,15 +48,21 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Call:
     return call
 
 
-@pytest.fixture
-def db(tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with two sessions of ada's and one of nobody's."""
-    path = str(tmp_path / "some.db")
-    with Sessions(path) as sessions:
+    path = tmp_path_factory.mktemp("filled") / "some.db"
+    with Sessions(path, synchronous="normal") as sessions:
         agent = sessions.attach(agents.chat())
         for thread, user in (("a1", "ada"), ("a2", "ada"), ("n1", None)):
             agent.invoke({"messages": f"hello from {thread}"}, sessions.config(thread, user_id=user))
     return path
+
+
+@pytest.fixture
+def db(filled: Path, tmp_path: Path) -> str:
+    """A copy of this test's own."""
+    return str(shutil.copy(filled, tmp_path))
 
 
 def environment() -> dict[str, str]:
