@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +19,10 @@ from langgraph_sdk.errors import ConflictError, NotFoundError
 
 from session_middleware import Session, Sessions
 from session_middleware.integrations.server import app
+from session_middleware.integrations.server.runs.notes import RunNotes
+from session_middleware.models import Run, utc_now
+from session_middleware.storage.sql.memory import items
+from session_middleware.storage.sql.record import reads
 from tests.support.gated_server import caller_of, gated
 from tests.support.served_app import serving
 
@@ -146,6 +152,46 @@ async def test_pages_of_runs_are_the_latest_of_the_api_and_of_python_code(served
         assert [run["run_id"] for run in page] == latest[offset : offset + 2]
     failed = await client.runs.list("t", limit=1, status="error", offset=1)
     assert [run["run_id"] for run in failed] == [ids[4]]
+
+
+async def test_a_long_thread_costs_no_more_to_list_find_and_follow(
+    served: Served, open_sessions: Callable[..., Sessions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, noted, recorded = served.client(), list[int](), list[int]()  # the numbers of rows of each read
+    list_, values_of = items.list_, reads.values_of
+    monkeypatch.setattr(items, "list_", lambda *asked: counted(noted, list_(*asked)))
+    monkeypatch.setattr(reads, "values_of", lambda *asked: counted(recorded, values_of(*asked)))
+    ticks = itertools.count()
+    earlier = open_sessions(clock=lambda: utc_now() - timedelta(hours=1) + timedelta(milliseconds=next(ticks)))
+    graph, config = earlier.attach(gated(served.folder)), earlier.config("t", user_id="alice", on_busy="wait")
+    runs: list[Run] = []
+    for number in range(130):
+        await graph.ainvoke(say("hi"), config, durability="exit")
+        (run,) = await earlier.get("t").aruns(last=1)
+        runs.append(run)
+        if 0 < number < 129:  # the others are known from the record alone
+            note = RunNotes.new(run.id, "t", GRAPH, run.started_at, metadata={"number": run.seq})
+            await RunNotes(earlier).put([note.ended("success", run.started_at)])
+    recorded.clear()
+    page = await client.runs.list("t", limit=5, offset=1)
+    assert [run["run_id"] for run in page] == [run.id for run in runs[-2:-7:-1]]
+    assert [run["metadata"] for run in page] == [{"number": run.seq} for run in runs[-2:-7:-1]]
+    assert (noted, recorded) == ([6], [7])
+    recorded.clear()
+    for run in (runs[-1], runs[0]):
+        assert (await client.runs.get("t", run.id))["run_id"] == run.id
+    assert recorded == [100, 100, 130]
+    noted.clear()
+    async with aclosing(await client.threads.join_stream("t")) as stream:  # type: ignore[type-var]
+        await client.runs.create("t", GRAPH, input=say("hold a"), stream_mode="custom")
+        await until(stream, lambda _: len(noted) >= 5)
+    served.let_go("a")
+    assert sum(noted) < 2 * 130, noted
+
+
+def counted(sizes: list[int], found: Any) -> Any:
+    sizes.append(len(found))
+    return found
 
 
 async def test_commands_and_checkpoints_say_where_a_run_goes_on(served: Served) -> None:

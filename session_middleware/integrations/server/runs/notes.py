@@ -8,7 +8,7 @@ They have nothing that was said, apart from the events, which expire soon.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from session_middleware import Sessions
 from session_middleware.integrations.server.runs.log import Event
 from session_middleware.integrations.server.runs.request import Action
 from session_middleware.memory.scopes import RESERVED
+from session_middleware.storage.memory_types import MemoryQuery
 from session_middleware.storage.processes import is_gone, is_near, this_process
 
 RunStatus = Literal["pending", "running", "success", "error", "interrupted"]
@@ -95,10 +96,8 @@ class RunNotes:
     """The notes about runs in the store of a `Sessions`."""
 
     def __init__(self, sessions: Sessions) -> None:
-        self._store = sessions.store
-
-    async def _batch(self, ops: Sequence[Op]) -> Any:
-        return await self._store.abatch(ops)
+        self._batch: Callable[[Sequence[Op]], Awaitable[Any]] = sessions.store.abatch
+        self._storage, self._off_loop = sessions._storage, sessions._offload.run
 
     @staticmethod
     def new(run_id: str, thread_id: str, assistant_id: str, at: datetime, **more: Any) -> RunNote:
@@ -124,13 +123,17 @@ class RunNotes:
 
     async def find(self, thread_id: str, run_id: str) -> RunNote | None:
         """The note of a run, or `None`."""
-        (item,) = await self._batch([GetOp(_runs(thread_id), run_id)])
-        return None if item is None else RunNote(**item.value)
+        return next(iter(await self.list_some(thread_id, [run_id])), None)
 
-    async def list_runs(self, thread_id: str) -> list[RunNote]:
-        """All runs of a thread that are noted, in the order of their creation."""
-        (items,) = await self._batch([SearchOp(_runs(thread_id), limit=_MANY)])
-        return [RunNote(**item.value) for item in items]
+    async def list_some(self, thread_id: str, run_ids: Iterable[str]) -> list[RunNote]:
+        """The notes of these runs of a thread, of those that are noted."""
+        items = await self._batch([GetOp(_runs(thread_id), run_id) for run_id in run_ids])
+        return [RunNote(**item.value) for item in items if item is not None]
+
+    async def list_runs(self, thread_id: str, since: datetime | None = None) -> list[RunNote]:
+        """The runs of a thread that are noted, or were first noted at `since` or later, in this order."""
+        query = MemoryQuery([_runs(thread_id)], prefix=False, since=since, limit=_MANY)
+        return [RunNote(**each.value) for each in await self._off_loop(self._storage.search_memories, query)]
 
     async def list_active(self, *statuses: str) -> list[RunNote]:
         """The runs with a status in all threads."""
@@ -147,7 +150,7 @@ class RunNotes:
         """Leave an order for the process that runs the run."""
         name = "cancel" if order.action else "share"
         value = asdict(order)
-        await self._store.abatch(
+        await self._batch(
             [PutOp(_orders(note.thread_id), f"{name}:{note.run_id}", value, index=False, ttl=_ORDER_MINUTES)]
         )
 

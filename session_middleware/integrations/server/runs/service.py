@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -183,31 +184,44 @@ class RunService:
         note = await self.notes.find(session.id, run_id)
         if note is not None and not note.is_active:
             return None if note.is_hidden else note
-        recorded = next((run for run in await session.aruns() if run.id == run_id), None)
-        return await self._as_of_now(session, note, recorded)
+        last = _LATEST
+        while True:
+            runs = await session.aruns(last=last)
+            recorded = next((run for run in runs if run.id == run_id), None)
+            if recorded is not None or len(runs) < last:
+                return await self._as_of_now(session, note, recorded)
+            last *= 4  # it began earlier
 
     async def list_runs(self, session: Session, count: int, status: str | None = None) -> list[RunNote]:
         """The latest `count` runs of a session, or those with this status, the latest first."""
         last = count + 1
         while True:
             recorded = await session.aruns(last=last)
-            since = recorded[0].started_at.isoformat() if len(recorded) == last else ""  # all runs that began then
-            merged = await self._merged(session, recorded)
-            found = [each for each in merged if each.created_at >= since and status in (None, each.status)]
-            if len(found) >= count or not since:
+            since = recorded[0].started_at if len(recorded) == last else None  # all runs that began then or later
+            merged = await self._merged(session, recorded, since)
+            earliest = "" if since is None else since.isoformat()
+            found = [each for each in merged if each.created_at >= earliest and status in (None, each.status)]
+            if len(found) >= count or since is None:
                 return found[:count]
             last *= 4  # some are hidden, or have another status
 
-    async def _merged(self, session: Session, runs: Sequence[Run]) -> list[RunNote]:
-        """The latest runs of the record, and the noted ones, as they are now."""
-        notes = {note.run_id: note for note in await self.list_noted(session)}
+    async def _merged(self, session: Session, runs: Sequence[Run], since: datetime | None = None) -> list[RunNote]:
+        """The latest runs of the record, and those that were noted, at `since` or later, as they are now."""
+        notes = {note.run_id: note for note in await self.list_noted(session, since)}
         recorded = {run.id: run for run in runs}
+        if since is not None:  # they may have waited long
+            earlier = await self.notes.list_some(session.id, recorded.keys() - notes)
+            notes |= {note.run_id: note for note in earlier}
         found = [await self._as_of_now(session, notes.get(id_), recorded.get(id_)) for id_ in {**recorded, **notes}]
         return sorted((note for note in found if note is not None), key=lambda note: note.created_at, reverse=True)
 
-    async def list_noted(self, session: Session) -> list[RunNote]:
-        """The runs of this API in a session, as they were noted, also hidden ones. Cheaper than `list_runs`."""
-        notes = {note.run_id: note for note in await self.notes.list_runs(session.id)}
+    async def list_noted(self, session: Session, since: datetime | None = None) -> list[RunNote]:
+        """The runs of this API in a session, as they were noted, also hidden ones. Cheaper than `list_runs`.
+
+        Args:
+            since: without those of other processes that were noted before.
+        """
+        notes = {note.run_id: note for note in await self.notes.list_runs(session.id, since)}
         notes |= {id_: job.note for id_, job in self._jobs.items() if job.note.thread_id == session.id}
         return list(notes.values())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from datetime import timedelta
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
@@ -34,6 +35,7 @@ from session_middleware.integrations.server.streams import Streaming
 from session_middleware.models import utc_now
 
 _LOOK_SECONDS = 0.25  # between two looks for new runs
+_LATE = timedelta(minutes=1)  # until a note that was made is committed, and between the clocks of machines
 _AHEAD = 100  # events that wait for the client
 
 ThreadMode = Literal["run_modes", "lifecycle", "state_update"]
@@ -106,12 +108,15 @@ class _Followers:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _look(self) -> None:
+        since = None  # at first all
         while True:
-            for note in await self._runs.list_noted(self._session):
+            looked = utc_now()
+            for note in await self._runs.list_noted(self._session, since):
                 is_missed = self._position is not None and note.owner is not None
                 is_new = note.run_id not in self._tasks and not note.is_hidden
                 if is_new and (is_missed or note.is_active or note.created_at >= self._since):
                     self._tasks[note.run_id] = asyncio.create_task(self._follow(note))
+            since = looked - _LATE
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _follow(self, note: RunNote) -> None:
