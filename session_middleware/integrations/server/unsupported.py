@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fastapi import APIRouter, HTTPException
 
 router = APIRouter(include_in_schema=False)
 
 _CRONS = ("/runs/crons", "/runs/crons/{part:path}", "/threads/{thread_id}/runs/crons")
-_PROTOCOL = ("/threads/{thread_id}/commands", "/threads/{thread_id}/stream/events")  # of the clients' threads.stream()
+_NO_PROTOCOL = "this server has no threads.stream(); stream a run with runs.stream() instead"
 _CHANGES = {
     "/assistants": "POST",
     "/assistants/{assistant_id}": "PATCH DELETE",
@@ -21,8 +21,15 @@ async def _refuse_crons() -> NoReturn:
     raise HTTPException(501, "this server has no crons; let a scheduler, such as cron, create runs with the client")
 
 
-async def _refuse_protocol() -> NoReturn:
-    raise HTTPException(501, "this server has no threads.stream(); stream a run with runs.stream() instead")
+@router.post("/threads/{thread_id}/commands")
+async def _refuse_command(command: dict[str, Any]) -> dict[str, Any]:
+    """An error of the protocol of the clients' threads.stream(), which show the sentence of no other one."""
+    return {"type": "error", "id": command.get("id"), "error": "not_supported", "message": _NO_PROTOCOL}
+
+
+@router.post("/threads/{thread_id}/stream/events", response_model=None)
+async def _refuse_events() -> NoReturn:
+    raise HTTPException(501, _NO_PROTOCOL)
 
 
 async def _refuse_changes() -> NoReturn:
@@ -32,7 +39,5 @@ async def _refuse_changes() -> NoReturn:
 
 for _path in _CRONS:
     router.add_api_route(_path, _refuse_crons, methods=["GET", "POST", "PATCH", "DELETE"], response_model=None)
-for _path in _PROTOCOL:
-    router.add_api_route(_path, _refuse_protocol, methods=["GET", "POST"], response_model=None)
 for _path, _methods in _CHANGES.items():
     router.add_api_route(_path, _refuse_changes, methods=_methods.split(), response_model=None)

@@ -85,9 +85,10 @@ def test_what_the_server_does_not_have_is_refused_in_a_sentence(client: SyncLang
     with pytest.raises(InternalServerError, match="this server has no crons") as refused:
         client.crons.create("agent", schedule="* * * * *")
     assert refused.value.status_code == 501
-    for path in ("commands", "stream/events"):
-        answer = httpx.post(f"{served}/threads/t/{path}", headers={"x-user": "alice"}, timeout=60)
-        assert (answer.status_code, "runs.stream()" in answer.json()["detail"]) == (501, True)
+    with client.threads.stream("t", assistant_id="agent") as stream, pytest.raises(RuntimeError, match=r"runs\.stream"):
+        stream.run.start(input={})
+    answer = httpx.post(f"{served}/threads/t/stream/events", headers={"x-user": "alice"}, timeout=60)
+    assert (answer.status_code, "runs.stream()" in answer.json()["detail"]) == (501, True)
     with get_sync_client(url=served) as nobody, pytest.raises(AuthenticationError):
         nobody.assistants.search()
 
