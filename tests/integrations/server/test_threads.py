@@ -33,10 +33,12 @@ def texts(state: Any) -> list[str]:
 
 def conversation(client: SyncLangGraphClient, *turns: str, **created: Any) -> str:
     """A thread that has these messages of a user and of a model in turn."""
-    updates = [
+    updates: list[dict[str, Any]] = [
         {"values": {"messages": [{"role": role, "content": text}]}, "as_node": node}
         for text, role, node in zip(turns, ["user", "ai"] * 9, ["__start__", "model"] * 9, strict=False)
     ]
+    if updates[1:]:  # as a command
+        updates[1] |= {"command": {"update": updates[1]["values"]}, "values": None}
     supersteps = [{"updates": [update]} for update in updates]
     thread_id: str = client.threads.create(graph_id="agent", supersteps=supersteps, **created)["thread_id"]
     return thread_id

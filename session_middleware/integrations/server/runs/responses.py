@@ -76,16 +76,18 @@ def stream_response(
             if cancels and not is_over:
                 runs.cancel_soon(note)
 
-    def farewell(why: dict[str, str]) -> bytes:
-        return error_frame({"error": why["error"], "message": why["detail"]})
-
     headers = {**NOT_KEPT, **_locations(note, "stream")}
-    return ClosingStream(streaming.while_allowed(body(), farewell=farewell), headers=headers)
+    return ClosingStream(streaming.while_allowed(body(), farewell=farewell_frame), headers=headers)
 
 
 def error_frame(error: dict[str, str]) -> bytes:
     """An event `error`, which ends a stream."""
     return b"event: error\r\ndata: %b\r\n\r\n" % json_bytes(error)
+
+
+def farewell_frame(why: dict[str, str]) -> bytes:
+    """The event `error` of a stream that ends with its caller's access."""
+    return error_frame({"error": why["error"], "message": why["detail"]})
 
 
 def result_response(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
+from langgraph.types import StateUpdate
 from pydantic import BaseModel, Field, StrictBool, field_validator
 
 from session_middleware.integrations.server.request_types import Document, Id, Limit, NewId, Offset, Text, Values
+from session_middleware.integrations.server.runs.request import RunCommand
 from session_middleware.integrations.server.threads.fields import ThreadStatus
 
 Minutes = Annotated[float, Field(ge=1 / 60, le=36_525 * 24 * 60)]  # a second to 100 years
@@ -50,8 +52,13 @@ class GivenUpdate(BaseModel):
     """An update of the state in the name of a node."""
 
     values: Values | None = None
-    command: Document | None = None  # of LangGraph: update, resume and goto
+    command: RunCommand | None = None
     as_node: Text
+
+    def update(self) -> StateUpdate:
+        """It as LangGraph's `StateUpdate`."""
+        values: Any = self.values if self.command is None else self.command.command()
+        return StateUpdate(values, self.as_node)
 
 
 class Superstep(BaseModel):

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query
-from langgraph.types import Command, Send, StateUpdate
 from starlette.responses import Response
 
 from session_middleware import Session
@@ -32,7 +31,6 @@ from session_middleware.integrations.server.threads.fields import (
 )
 from session_middleware.integrations.server.threads.models import (
     ConfigNamed,
-    GivenUpdate,
     HistorySearch,
     StateAtCheckpoint,
     StateChange,
@@ -172,21 +170,5 @@ async def apply_supersteps(server: Server, session: Session, supersteps: Sequenc
         return
     graph = get_assistant_of(server, session).graph
     with _of_the_client():
-        updates = [[_update_of(each) for each in step.updates] for step in supersteps]
+        updates = [[each.update() for each in step.updates] for step in supersteps]
         await graph.abulk_update_state(config_of(session, {"checkpoint_ns": ""}), updates)
-
-
-def _update_of(given: GivenUpdate) -> StateUpdate:
-    values: Any = command_of(given.command) if given.command else given.values
-    return StateUpdate(values, given.as_node)
-
-
-def command_of(command: Mapping[str, Any]) -> Command[Any]:
-    """LangGraph's `Command` of a client: ``update``, ``resume`` and ``goto``."""
-    goto = command.get("goto") or ()
-    goto = [goto] if isinstance(goto, str | Mapping) else goto
-    nodes = [each if isinstance(each, str) else Send(each["node"], each.get("input")) for each in goto]
-    update = command.get("update")
-    if isinstance(update, list):
-        update = [tuple(each) for each in update]
-    return Command(update=update, resume=command.get("resume"), goto=nodes)

@@ -28,6 +28,7 @@ from session_middleware.integrations.server.runs.responses import (
     LastEventId,
     Runs,
     error_frame,
+    farewell_frame,
 )
 from session_middleware.integrations.server.runs.service import RunService
 from session_middleware.integrations.server.serialization import json_bytes
@@ -74,11 +75,7 @@ async def join_thread_stream(
         except SessionError as error:  # such as that the thread was deleted
             yield error_frame(error_of(error))
 
-    return ClosingStream(streaming.while_allowed(body(), farewell=_farewell), headers=NOT_KEPT)
-
-
-def _farewell(why: dict[str, str]) -> bytes:
-    return error_frame({"error": why["error"], "message": why["detail"]})
+    return ClosingStream(streaming.while_allowed(body(), farewell=farewell_frame), headers=NOT_KEPT)
 
 
 class _Followers:
