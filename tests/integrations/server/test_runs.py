@@ -429,7 +429,7 @@ BAD = (
     ("/threads/t/runs/5f1f0e7c-8b1d-4d0e-9f63-3d1a2c8e7b10/cancel", {}, 404),
     ("/threads/t/runs/wait", {"assistant_id": GRAPH, "input": "text"}, 200),
     ("/threads/t/runs/wait", {"assistant_id": GRAPH, "command": {"goto": "none"}}, 200),
-    ("/threads/t/runs/wait", {"assistant_id": GRAPH, "checkpoint_id": "none", "input": {}}, 200),
+    ("/threads/t/runs/wait", {"assistant_id": GRAPH, "checkpoint_id": "none", "input": {}}, 404),
     ("/threads/t/runs/wait", {"assistant_id": GRAPH, "config": {"configurable": {"user": 1, "x": "\0"}}}, 200),
 )
 

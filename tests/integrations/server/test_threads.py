@@ -138,6 +138,8 @@ def test_the_state_is_updated_also_from_an_earlier_checkpoint(client: SyncLangGr
     first = threads.get_history(thread_id, limit=9)[-1]
     threads.update_state(thread_id, say("another"), as_node="__start__", checkpoint=first["checkpoint"])
     assert texts(threads.get_state(thread_id)) == ["hi", "another"]
+    with pytest.raises(NotFoundError, match="no such checkpoint"):
+        threads.update_state(thread_id, say("lost"), as_node="__start__", checkpoint_id=UNKNOWN)
     message = "the graph refused it"
     for wrong in ({"as_node": "unknown"}, {"values": {"messages": 5}, "as_node": "model"}, {"values": [1]}):
         with pytest.raises(UnprocessableEntityError, match=message):

@@ -156,6 +156,12 @@ class RunCreate(_Body):
         properties = (graph.get_context_jsonschema() or {}).get("properties") if given else None
         return {name: value for name, value in given.items() if not properties or name in properties} or None
 
+    def named_checkpoint(self) -> dict[str, Any]:
+        """The keys of a config that name the checkpoint to begin from."""
+        named = (self.checkpoint or CheckpointRef()).model_dump()
+        named["checkpoint_id"] = named["checkpoint_id"] or self.checkpoint_id
+        return {name: value for name, value in named.items() if value is not None}
+
     def run_config(self, base: RunnableConfig, **labels: str) -> RunnableConfig:
         """The config of the run. `base` has the thread and whose run it is, and takes precedence.
 
@@ -163,14 +169,8 @@ class RunCreate(_Body):
             labels: the ids of the run, of its graph and of its assistant.
         """
         config = self.config
-        at = self.checkpoint or CheckpointRef()
-        named = {
-            "checkpoint_id": at.checkpoint_id or self.checkpoint_id,
-            "checkpoint_ns": at.checkpoint_ns,
-            "checkpoint_map": at.checkpoint_map,
-        }
         configurable = own_keys(config.configurable) | own_keys(self.context)
-        configurable |= {name: value for name, value in named.items() if value is not None}
+        configurable |= self.named_checkpoint()
         made: RunnableConfig = {
             **base,
             "configurable": configurable | labels | base.get("configurable", {}),

@@ -125,7 +125,7 @@ async def list_runs(
     runs: Runs,
     access: Access,
     limit: Limit = 10,
-    offset: Annotated[int, Query(ge=0)] = 0,
+    offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
     status: RunStatus | Literal["timeout"] | None = None,
     select: Annotated[list[str] | None, Query()] = None,
 ) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ from session_middleware.integrations.server.runs.request import Action, RunCreat
 from session_middleware.integrations.server.runs.upkeep import RunUpkeep
 from session_middleware.integrations.server.serialization import json_bytes
 from session_middleware.integrations.server.server_state import Server
+from session_middleware.integrations.server.threads.fields import check_checkpoint
 from session_middleware.models import Run, utc_now
 from session_middleware.user_sessions import UserSessions
 
@@ -144,6 +145,7 @@ class RunService:
             if asked.if_not_exists != "create":
                 raise
             return await self._open(access, caller, thread_id, labels)
+        await check_checkpoint(self._server, session.config(**asked.named_checkpoint()))
         if any(session.metadata.get(name) != value for name, value in labels.items()):
             session = await session.aupdate(metadata=labels)
         return session

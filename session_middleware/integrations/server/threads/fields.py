@@ -57,6 +57,15 @@ def config_of(session: Session, checkpoint: Mapping[str, Any] | None = None) -> 
     return session.config(**named)
 
 
+async def check_checkpoint(server: Server, config: RunnableConfig) -> None:
+    """Raises `HTTPException` 404 if the thread does not have the checkpoint that the config names.
+
+    A graph would begin there with an empty state, as the latest one of the thread.
+    """
+    if config["configurable"].get("checkpoint_id") and not await server.sessions.checkpointer.aget_tuple(config):
+        raise HTTPException(404, "the thread has no such checkpoint; name one of its history")
+
+
 # Metadata
 
 

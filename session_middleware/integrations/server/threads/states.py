@@ -24,6 +24,7 @@ from session_middleware.integrations.server.serialization import (
 )
 from session_middleware.integrations.server.server_state import CurrentServer, Server
 from session_middleware.integrations.server.threads.fields import (
+    check_checkpoint,
     config_of,
     find_assistant_of,
     get_assistant_of,
@@ -118,6 +119,7 @@ async def update_state(server: CurrentServer, access: Access, thread_id: Id, giv
     if given.checkpoint_id is not None:
         named["checkpoint_id"] = given.checkpoint_id
     config = config_of(session, named | {"checkpoint_ns": named.get("checkpoint_ns") or ""})
+    await check_checkpoint(server, config)
     with _of_the_client():
         changed = await get_assistant_of(server, session).graph.aupdate_state(config, given.values, given.as_node)
     found = checkpoint_json(changed) or {}
