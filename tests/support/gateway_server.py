@@ -23,7 +23,7 @@ COUNTER = str(Path(__file__).parent / "counter_mcp.py")
 
 def gateway(folder: Path | str, **settings: object) -> Gateway:
     data_dir = f"{folder}/{{user_id}}/{{session_id}}"
-    return Gateway(sys.executable, args=(COUNTER, "{data_dir}"), data_dir=data_dir, **settings)  # type: ignore[arg-type]
+    return Gateway(sys.executable, args=("-S", COUNTER, "{data_dir}"), data_dir=data_dir, **settings)  # type: ignore[arg-type]
 
 
 def with_a_token(connection: HTTPConnection) -> Caller | None:

@@ -1,4 +1,4 @@
-"""The session gateway, over real sockets, with a real MCP server: a counter in a file of its session's folder."""
+"""The session gateway, over real sockets, with a small MCP server: a counter in a file of its session's folder."""
 
 from __future__ import annotations
 
