@@ -234,22 +234,13 @@ async def read_schemas(server: CurrentServer, _: CurrentCaller, assistant_id: st
 
 
 @router.get("/{assistant_id}/subgraphs")
-async def list_subgraphs(
-    server: CurrentServer, _: CurrentCaller, assistant_id: str, recurse: bool = False
-) -> dict[str, dict[str, Any]]:
-    """The schemas of the graph's subgraphs, by namespace."""
-    return await _subgraphs(get_assistant(server, assistant_id).graph, None, recurse)
-
-
 @router.get("/{assistant_id}/subgraphs/{namespace}")
-async def list_subgraphs_of(
-    server: CurrentServer, _: CurrentCaller, assistant_id: str, namespace: str, recurse: bool = False
+async def list_subgraphs(
+    server: CurrentServer, _: CurrentCaller, assistant_id: str, namespace: str | None = None, recurse: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """The schemas of the subgraph at a namespace, such as ``parent|child``."""
-    return await _subgraphs(get_assistant(server, assistant_id).graph, namespace, recurse)
+    """The schemas of the graph's subgraphs, or of the one at a namespace, such as ``parent|child``."""
+    graph = get_assistant(server, assistant_id).graph
 
-
-async def _subgraphs(graph: Graph, namespace: str | None, recurse: bool) -> dict[str, dict[str, Any]]:
     def found() -> dict[str, dict[str, Any]]:
         nested = graph.get_subgraphs(namespace=namespace, recurse=recurse)
         return {name: _schemas(each) for name, each in nested if isinstance(each, Pregel)}

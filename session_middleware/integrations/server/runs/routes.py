@@ -36,6 +36,7 @@ router = APIRouter(tags=["runs"])
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Modes = Annotated[list[str] | None, Query(alias="stream_mode")]
+Thread = str | None  # without one, a run gets a thread of its own, which `on_completion` deletes or keeps at its end
 
 
 class _Cancel(BaseModel):
@@ -48,58 +49,33 @@ class _Cancel(BaseModel):
 # Beginning
 
 
+@router.post("/runs/stream")
 @router.post("/threads/{thread_id}/runs/stream")
 async def stream_run(
-    thread_id: str, asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, streaming: Streaming
+    asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, streaming: Streaming, thread_id: Thread = None
 ) -> StreamingResponse:
-    """Begin a run in a thread, and stream its events until its end."""
+    """Begin a run in a thread, or in one of its own, and stream its events until its end."""
     job = await runs.start(asked, caller, access, thread_id)
     return stream_response(runs, streaming, job.note, "0-0", cancels=asked.on_disconnect == "cancel")
-
-
-@router.post("/runs/stream")
-async def stream_run_alone(
-    asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, streaming: Streaming
-) -> StreamingResponse:
-    """The same without a thread: the run gets one, which `on_completion` deletes or keeps at its end."""
-    job = await runs.start(asked, caller, access, None)
-    return stream_response(runs, streaming, job.note, "0-0", cancels=asked.on_disconnect == "cancel")
-
-
-@router.post("/threads/{thread_id}/runs/wait")
-async def wait_for_run(
-    thread_id: str, asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, streaming: Streaming
-) -> StreamingResponse:
-    """Begin a run in a thread, and respond with its result after its end."""
-    job = await runs.start(asked, caller, access, thread_id)
-    return result_response(runs, streaming, access, job.note, cancels=asked.on_disconnect == "cancel")
 
 
 @router.post("/runs/wait")
-async def wait_for_run_alone(
-    asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, streaming: Streaming
+@router.post("/threads/{thread_id}/runs/wait")
+async def wait_for_run(
+    asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, streaming: Streaming, thread_id: Thread = None
 ) -> StreamingResponse:
-    """The same without a thread."""
-    job = await runs.start(asked, caller, access, None)
+    """Begin a run in a thread, or in one of its own, and respond with its result after its end."""
+    job = await runs.start(asked, caller, access, thread_id)
     return result_response(runs, streaming, access, job.note, cancels=asked.on_disconnect == "cancel")
 
 
+@router.post("/runs")
 @router.post("/threads/{thread_id}/runs")
 async def create_run(
-    thread_id: str, asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, response: Response
+    asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, response: Response, thread_id: Thread = None
 ) -> dict[str, Any]:
-    """Begin a run in the background, and respond at once. `Content-Location` is its path."""
+    """The same in the background: the response comes at once, and its `Content-Location` is the path of the run."""
     job = await runs.start(asked, caller, access, thread_id, at_once=True)
-    response.headers["Content-Location"] = path_of(job.note)
-    return job.note.shown()
-
-
-@router.post("/runs")
-async def create_run_alone(
-    asked: RunCreate, runs: Runs, caller: CurrentCaller, access: Access, response: Response
-) -> dict[str, Any]:
-    """The same without a thread."""
-    job = await runs.start(asked, caller, access, None, at_once=True)
     response.headers["Content-Location"] = path_of(job.note)
     return job.note.shown()
 
@@ -208,8 +184,7 @@ async def cancel_runs(asked: _Cancel, runs: Runs, access: Access, action: Action
         raise HTTPException(422, "give either a status, or a thread_id and its run_ids")
     found: list[RunNote] = []
     if asked.thread_id is not None:
-        await _check_may_change(access, asked.thread_id)
-        session = await access.aget(asked.thread_id)
+        session = await _check_may_change(access, asked.thread_id)
         notes = [await runs.find(session, str(run_id)) for run_id in asked.run_ids or ()]
         found = [note for note in notes if note is not None and note.is_active]
     else:

@@ -71,7 +71,7 @@ def selected(state: Mapping[str, Any], select: Sequence[str] | None) -> dict[str
 
 
 async def _state(
-    server: Server, session: Session, checkpoint: Mapping[str, Any] | None, *, subgraphs: bool, select: Any
+    server: Server, session: Session, checkpoint: Mapping[str, Any], *, subgraphs: bool, select: Any
 ) -> Response:
     with _of_the_client():
         state = await read_state(server, session, config_of(session, checkpoint), subgraphs=subgraphs)
@@ -79,24 +79,16 @@ async def _state(
 
 
 @router.get("/state", response_model=ThreadState)
-async def read_latest_state(
-    server: CurrentServer, access: Access, thread_id: Id, subgraphs: bool = False, select: Select = None
-) -> Response:
-    """The latest state, with `subgraphs` those of the subgraphs that are waiting too."""
-    session = await access.aget(thread_id)
-    return await _state(server, session, None, subgraphs=subgraphs, select=select)
-
-
 @router.get("/state/{checkpoint_id}", response_model=ThreadState)
 async def read_state_at(
     server: CurrentServer,
     access: Access,
     thread_id: Id,
-    checkpoint_id: Id,
+    checkpoint_id: Id | None = None,
     subgraphs: bool = False,
     select: Select = None,
 ) -> Response:
-    """The state at a checkpoint."""
+    """The state at a checkpoint, or the latest one, with `subgraphs` those of the subgraphs that are waiting too."""
     session = await access.aget(thread_id)
     return await _state(server, session, {"checkpoint_id": checkpoint_id}, subgraphs=subgraphs, select=select)
 
