@@ -36,13 +36,21 @@ class Node(NamedTuple):
 _NODE_KEYS = ("langgraph_checkpoint_ns", "checkpoint_ns", "langgraph_node", "langgraph_step")
 
 
-def node_of(metadata: Mapping[str, Any]) -> Node:
-    """Return the node that made a call, by the call's metadata. Values that are no text and no number are ignored."""
+def node_of(metadata: Mapping[str, Any], run: ActiveRun | None = None) -> Node:
+    """Return the node that made a call, by the call's metadata. Values that are no text and no number are ignored.
+
+    Its namespaces begin at the outermost graph of the `run`, if one is given.
+    """
     found: list[Any] = []
     for key in _NODE_KEYS:
         value = metadata.get(key)
         found.append(value if issubclass(type(value), (str, int)) else None)
     namespace = str(found[0] or found[1] or "")
+    if run is not None and namespace:
+        if namespace == run.root_namespace:
+            return Node(None, "", "", None)
+        if run.outer_namespaces and (outer := run.outer_namespaces.get(namespace.partition("|")[0])):
+            namespace = f"{outer}|{namespace}"
     return Node(found[2], namespace, namespace.rpartition("|")[0], found[3])
 
 
@@ -75,6 +83,8 @@ class ModelCallInProgress:
 @dataclass(slots=True)
 class ActiveRun:
     context: RunContext
+    thread_id: str | None = None  # in the metadata of its calls, if this is that of a run around it
+    root_namespace: str = ""  # in the metadata of its outermost call: that of the node which made this call
     started: float = field(default_factory=time.perf_counter)
     has_begun: bool = False  # access was checked, and buffered entries may be written
     observers: int = 0  # `observe` blocks, if no callback reports the run itself
@@ -90,6 +100,9 @@ class ActiveRun:
     resumed_checkpoint_id: str | None = None  # the checkpoint that the run was sent back to, without our checkpointer
     nodes: dict[UUID, Node] = field(default_factory=dict)  # running
     graphs: dict[UUID, str] = field(default_factory=dict)  # namespaces of the subgraphs that are running
+    callers: dict[UUID, str] = field(default_factory=dict)  # namespaces of the nodes that running chains are part of
+    # Of graphs that nodes call with a thread id, by their own nodes' namespaces: LangGraph begins these anew.
+    outer_namespaces: dict[str, str] = field(default_factory=dict)
     tools: dict[UUID, Tool] = field(default_factory=dict)  # running
     models: dict[UUID, ModelCallInProgress] = field(default_factory=dict)
     executed: set[CallKey] = field(default_factory=set)  # tool calls whose tool was executed
@@ -109,6 +122,7 @@ class ActiveRun:
     def pop_node(self, run_id: UUID) -> Node | None:
         """Remove a node that has ended."""
         if (node := self.nodes.pop(run_id, None)) is not None:
+            self.outer_namespaces.pop(node.namespace.rpartition("|")[2], None)
             self.context.subgraph_inputs.pop(without_tasks(node.namespace), None)
         return node
 

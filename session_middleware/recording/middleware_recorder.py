@@ -80,7 +80,7 @@ class MiddlewareRecorder:
             context = self._registry.context_for_write(configurable)
         else:
             context = self._registry.standalone_context(configurable, anew=begins)
-        node = node_of(config.get("metadata") or {})
+        node = node_of(config.get("metadata") or {}, run)
         return MiddlewareContext(context, run, is_checkpointed, checkpointer is not None, node)
 
     def authorize(self, hook: MiddlewareContext) -> None:

@@ -30,7 +30,7 @@ class ModelCallRecorder:
     def start(
         self, run: ActiveRun, run_id: UUID, class_name: str, metadata: Mapping[str, Any], options: Mapping[str, Any]
     ) -> None:
-        node = node_of(metadata)
+        node = node_of(metadata, run)
         model = text_in(metadata, "ls_model_name") or text_in(options.get("invocation_params"), "model", "model_name")
         entry = ModelCallEntry(str(run_id), model, text_in(metadata, "ls_provider"), started_at=self._buffer.clock())
         entry = entry._replace(checkpoint_ns=node.namespace, node=node.name)

@@ -48,6 +48,7 @@ from session_middleware.recording.model_calls import ModelCallRecorder
 from session_middleware.recording.usage import text_in
 from session_middleware.recording.write_buffer import DENIALS, RecordBuffer, awaited, never_raise
 from session_middleware.runtime.run_context import RunRegistry, identity_of
+from session_middleware.runtime.run_ends import Loop
 from session_middleware.storage.jsonable import is_nothing, text_of, to_json
 from session_middleware.storage.record_entries import HistoryEntry, MessageEntry, QuestionEntry, RunEnd, ToolStart
 from session_middleware.storage.run import RunContext
@@ -116,7 +117,12 @@ class SessionRecorder(GraphCallbackHandler):
             return
         if not run.has_begun:
             self._begin(run)
-        node = node_of(metadata)
+        node = node_of(metadata, run)
+        caller = run.callers.get(parent_run_id) if parent_run_id is not None else None
+        if caller and caller != node.namespace and "|" not in node.namespace:
+            run.outer_namespaces[node.namespace] = caller
+            node = node_of(metadata, run)
+        run.callers[run_id] = node.namespace
         if context.checkpointed:  # this may be a subgraph that is about to read its own state
             context.subgraph_inputs[without_tasks(node.namespace)] = inputs
         if node.name and name == node.name and run_id not in run.nodes:
@@ -136,7 +142,8 @@ class SessionRecorder(GraphCallbackHandler):
         run = self._runs.pop(run_id, None)
         if run is None:
             self._updates.discard(run_id)
-        elif run.context.run_id == str(run_id):
+            return
+        if run.context.run_id == str(run_id):
             if not run.has_begun:
                 self._begin(run)
             # After an interrupt, the output has other ids than the state will give to the results of finished tasks.
@@ -146,7 +153,9 @@ class SessionRecorder(GraphCallbackHandler):
                 add_unidentified(self.buffer, run, lists, "", is_end=True)
             self._add_messages(run, lists, "")
             self._end(run, "waiting" if run.interrupted else "ok", None)
-        elif (node := run.pop_node(run_id)) is not None:
+            return
+        run.callers.pop(run_id, None)
+        if (node := run.pop_node(run_id)) is not None:
             lists = lists_in(outputs)
             self.add_unreturned_output(run, node, lists)
             if run.context.checkpointed:
@@ -165,6 +174,7 @@ class SessionRecorder(GraphCallbackHandler):
             return
         node = run.pop_node(run_id)
         run.graphs.pop(run_id, None)
+        run.callers.pop(run_id, None)
         if node is not None and isinstance(error, GraphInterrupt):
             for one in error.args[0] if error.args else ():  # that of a subgraph came before
                 run.context.notes.askers.setdefault(one.id, (node.name, node.graph_namespace))
@@ -185,6 +195,28 @@ class SessionRecorder(GraphCallbackHandler):
                 for one in event.interrupts:
                     asker = askers.get(one.id, (None, ""))
                     self.buffer.add(run.context, [QuestionEntry(one.id, one.value, *asker, event.checkpoint_id)])
+
+    @never_raise
+    def note_first_read(self, loop: Loop, context: RunContext) -> None:
+        """Move a graph that was called in a run with a thread id to the run of this context, which it reads state for.
+
+        LangGraph passes the metadata of the calling run on, so the callbacks name that run's session.
+        """
+        manager, run_id = loop.manager, loop.manager.run_id
+        caller = self.find_run(run_id)
+        if caller is None or caller.context.run_id == str(run_id):
+            return
+        caller.callers.pop(run_id, None)
+        own = next((run for run in list(self._runs.values()) if run.context is context), None)
+        if own is not None:  # the graph has the state of the outermost graph of this run
+            own.callers[run_id] = ""
+            self._runs[run_id] = own
+            return
+        metadata = manager.metadata or {}
+        context.run_id = str(run_id)
+        self._runs[run_id] = ActiveRun(context, plain_text(metadata.get("thread_id")), node_of(metadata).namespace)
+        self._registry.announce(context)
+        self.on_chain_start(None, loop.input, run_id=run_id, metadata=metadata, tags=manager.tags)
 
     def _label(self, context: RunContext, tags: Any, metadata: Mapping[str, Any]) -> None:
         """Note the caller's tags and metadata, without the keys that a config has for other purposes.
@@ -207,11 +239,14 @@ class SessionRecorder(GraphCallbackHandler):
         parent = self._runs.get(parent_run_id) if parent_run_id else None
         thread_id = metadata.get("thread_id")
         if parent is not None and (
-            thread_id is None or plain_text(thread_id) in (parent.context.session_id, parent.context.named_id)
+            thread_id is None
+            or plain_text(thread_id) in (parent.context.session_id, parent.context.named_id, parent.thread_id)
         ):
             run = parent
         elif thread_id is not None:
             run = ActiveRun(RunContext(session_id_of(thread_id), identity_of(metadata), run_id=str(run_id)))
+            if parent_run_id is not None:
+                run.root_namespace = node_of(metadata).namespace
             run.resumed_checkpoint_id = text_in(metadata, "checkpoint_id")
             self._registry.announce(run.context)
         else:
@@ -383,7 +418,7 @@ class SessionRecorder(GraphCallbackHandler):
         given_id = kwargs.get("tool_call_id")
         call_id = None if is_nothing(given_id) else text_of(given_id)
         arguments = input_str if (inputs := kwargs.get("inputs")) is None else inputs
-        node = node_of(metadata)
+        node = node_of(metadata, run)
         prerecorded = run.prerecorded.pop((node.namespace, call_id or ""), None)
         name = str((serialized or {}).get("name") or kwargs.get("name") or "tool")
         run.tools[run_id] = tool = Tool(name, prerecorded.execution_id if prerecorded else str(run_id))

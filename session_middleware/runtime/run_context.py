@@ -24,7 +24,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 from session_middleware import lifecycle
 from session_middleware.models import Identity
 from session_middleware.runtime.background import BackgroundWorker
-from session_middleware.runtime.run_ends import Manager, call_at_end, find_loop
+from session_middleware.runtime.run_ends import Loop, Manager, call_at_end, find_loop
 from session_middleware.settings import duration_of
 from session_middleware.storage import validation
 from session_middleware.storage.run import BusyRule, Lease, RunContext
@@ -150,6 +150,8 @@ class RunRegistry:
         self._tracking = tracking  # the end of an announced run is recorded
         # Called with each run that no recorder announces, and its input; must not raise.
         self.on_begin: Callable[[RunContext, Any], object] = lambda *_: None
+        # Called at the first read of a graph that was called in a chain or a run, with its context; must not raise.
+        self.on_first_read: Callable[[Loop, RunContext], object] = lambda *_: None
         self.on_end: Callable[[], object] = lambda: None  # called after each run; must not wait
         self._lock = threading.Lock()
         self._latest: OrderedDict[str, RunContext] = OrderedDict()  # by session
@@ -221,9 +223,14 @@ class RunRegistry:
         """
         session_id, identity = _named(configurable)
         enclosing = self._enclosing_run(configurable, session_id)
-        if enclosing is not None and enclosing.identity == identity:
-            return enclosing
-        loop = find_loop() if _RUNTIME in configurable else None
+        whole = enclosing if enclosing is not None and enclosing.identity == identity else None
+        # a subgraph has the task of its caller, and a later read of the same graph the handle
+        is_known = whole is not None and (_TASK in configurable or _HANDLE in configurable)
+        loop = find_loop() if _RUNTIME in configurable and not is_known else None
+        if loop is not None and loop.manager.parent_run_id is not None:
+            self.on_first_read(loop, whole or RunContext(session_id, identity))
+        if whole is not None:
+            return whole
         manager = None if loop is None else loop.manager
         is_run = manager is not None or (_RUNTIME in configurable and _TASK not in configurable)
         run_id = configurable.get("run_id") if manager is None else manager.run_id
