@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -146,7 +147,9 @@ def _nursery() -> str:
 
     It imports nothing until the first process is asked for.
     """
-    address = str(Path(tempfile.mkdtemp(prefix="nursery-")) / "s")
+    folder = tempfile.mkdtemp(prefix="nursery-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    address = str(Path(folder) / "s")
     nursery = subprocess.Popen(
         [sys.executable, __file__, address],
         stdin=subprocess.PIPE,
