@@ -137,9 +137,10 @@ class SessionSaver(BaseCheckpointSaver[int]):
     def load(self, config: RunnableConfig, context: RunContext) -> CheckpointTuple | None:
         """`get_tuple` for a run context that was matched already, without repair."""
         namespace = config["configurable"].get("checkpoint_ns", "")
+        checkpoint_id = get_checkpoint_id(config) or None  # an empty one is none, as in LangGraph's savers
         packed = self._checkpoint_cache.packed(context.session_id)
         try:
-            stored = self._storage.read_checkpoint(context, namespace, get_checkpoint_id(config), packed.keys())
+            stored = self._storage.read_checkpoint(context, namespace, checkpoint_id, packed.keys())
         except SessionError:
             self._contexts.discard(context)
             raise
@@ -193,8 +194,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
         where = CheckpointFilter(
             context.session_id if context else None,
             configurable.get("checkpoint_ns"),
-            get_checkpoint_id(config) if config else None,
-            get_checkpoint_id(before) if before else None,
+            (get_checkpoint_id(config) or None) if config else None,
+            (get_checkpoint_id(before) or None) if before else None,
             owner=owner,
         )
         matches = partial(codec.matches, filter=rest, serde=self.serde) if rest else None
@@ -222,7 +223,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
         if self._storage.authorize(context) is None:
             return {channel: {"writes": []} for channel in channels}
         namespace = config["configurable"].get("checkpoint_ns", "")
-        found = self._storage.get_history(context.session_id, namespace, get_checkpoint_id(config), channels)
+        checkpoint_id = get_checkpoint_id(config) or None
+        found = self._storage.get_history(context.session_id, namespace, checkpoint_id, channels)
         history: dict[str, DeltaChannelHistory] = {}
         for channel, stored in found.items():
             history[channel] = {"writes": self._load_writes(stored.writes)}

@@ -225,6 +225,18 @@ def test_a_config_that_names_a_checkpoint_lists_that_one(savers: Any) -> None:
         assert_lists_equal(savers, where, before=config(checkpoint_id=ids[8]))
 
 
+def test_an_empty_checkpoint_id_is_none(savers: Any) -> None:
+    first, latest = fill(savers)[0], str(uuid6(clock_seq=1))
+    empty = config(checkpoint_id="")
+    for saver in savers:
+        put(saver, config(checkpoint_id=first), latest, METADATA[0], 1000, text=["latest"])
+        saver.put_writes(config(checkpoint_id=first), [("sum", 1)], "task")
+    assert_same(*(saver.get_tuple(empty) for saver in savers))
+    assert assert_lists_equal(savers, empty) == assert_lists_equal(savers, config(), before=empty) > 1
+    ours, theirs = (saver.get_delta_channel_history(config=empty, channels=["sum"]) for saver in savers)
+    assert [*ours["sum"]["writes"]] == theirs["sum"]["writes"] == [("task", "sum", 1)]
+
+
 async def test_every_thread_is_listed_whole_where_no_config_is_given(savers: Any) -> None:
     ids = fill(savers)
     assert assert_lists_equal(savers, None) == len(ids)
