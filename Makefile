@@ -8,6 +8,7 @@
 # make bench   print the figures, each against a named peer in the same run
 # make faults  the fault tests with many rounds
 # make floors  the core of the tests, and those of the servers, with the lowest releases that pyproject.toml allows
+# make upstream  the tests of the installed LangGraph, with our checkpointer and store in the place of its own
 
 PYTHON ?= python3
 VENV   := .venv
@@ -48,7 +49,7 @@ NOT_SERVED := postgres or several_processes or each_process or unknown_subgraph 
 
 export NO_MKDOCS_2_WARNING = 1 # an advertisement of its theme
 
-.PHONY: demo test test-postgres check site fix package bench faults floors docs clean
+.PHONY: demo test test-postgres check site fix package bench faults floors upstream docs clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python examples/tour.py
@@ -88,6 +89,10 @@ floors: $(FLOORS)/floors.stamp
 	$(FLOORS)-servers/bin/python -m pytest -n auto --dist worksteal $(SERVED:%=tests/%.py) -k "not ($(NOT_SERVED))"
 	$(FLOORS)-openai-agents/bin/python -m pytest tests/integrations/test_openai_items.py tests/integrations/test_fastapi_errors.py
 
+upstream: $(VENV)/dev.stamp
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --group upstream
+	$(BIN)/python .ci/upstream.py
+
 docs: $(VENV)/dev.stamp
 	$(BIN)/python notebooks/execute.py
 
@@ -122,4 +127,4 @@ $(FLOORS)/floors.stamp: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(FLOORS) $(FLOORS)-openai-agents $(FLOORS)-servers .pytest_cache .mypy_cache .ruff_cache .hypothesis .site dist
+	rm -rf $(VENV) $(FLOORS) $(FLOORS)-openai-agents $(FLOORS)-servers .pytest_cache .mypy_cache .ruff_cache .hypothesis .site build dist
