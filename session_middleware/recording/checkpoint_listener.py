@@ -69,14 +69,18 @@ class RecordingListener:
         context.notes.on_fault = self.buffer.fault  # a message that cannot be recorded must not break a checkpoint
         try:
             counted = metadata.get("counters_since_delta_snapshot") or {}
-            values = checkpoint["channel_values"].values()
+            values = checkpoint["channel_values"]
             with self._lock:
                 known = self._channels(key[0])
-            if counted or _DeltaSnapshot in map(type, values):
-                known.names.update(counted)
-                written = [known.unassigned.get(name, ()) for name in counted]
-                snapshots = [value.value for value in values if type(value) is _DeltaSnapshot]
-                new = [*new, *_unrecorded(known, [*written, *snapshots])]
+            if counted or _DeltaSnapshot in map(type, values.values()):
+                snapshots = {name: value.value for name, value in values.items() if type(value) is _DeltaSnapshot}
+                names = {**counted, **snapshots}
+                known.names.update(names)
+                written = _unrecorded(known, [known.unassigned.get(name, ()) for name in names])
+                identified = (
+                    one for one in _unrecorded(known, snapshots.values()) if id_of(one[0])
+                )  # others are writes
+                new = [*new, *written, *identified]
             known.unassigned = {}
             agents = checkpoint["versions_seen"]
             if not key[1] and context.has_one_value:
@@ -163,9 +167,10 @@ class RecordingListener:
                 with self._lock:
                     known = self._channels(key[0])
                 if channel in known.names:
-                    found = [m for messages in lists for m in messages if isinstance(m, BaseMessage) and m.id]
-                    known.recorded_ids.update(str(message.id) for message in found)
-                    self.buffer.add(context, self.buffer.describe(found, key[1]))
+                    found = [m for messages in lists for m in messages if isinstance(m, BaseMessage)]
+                    known.recorded_ids.update(str(message.id) for message in found if message.id)
+                    entries = self.buffer.describe(found, key[1])
+                    self.buffer.add(context, _of_run(context, entries) if context.has_unidentified else entries)
                 else:  # the next checkpoint may name it as a delta channel
                     known.unassigned.setdefault(channel, []).append(value)
         return self.buffer.redacted(questions)
@@ -212,5 +217,6 @@ def _unrecorded(known: _DeltaChannels, values: Iterable[Any]) -> Iterator[NewMes
     for messages in (messages for value in values for messages in lists_in(value)):
         for message, following in zip(messages, [*messages[1:], None], strict=True):
             if isinstance(message, BaseMessage) and message.id not in known.recorded_ids:
-                known.recorded_ids.add(str(message.id))
+                if message.id:
+                    known.recorded_ids.add(message.id)
                 yield message, id_of(following)

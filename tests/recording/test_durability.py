@@ -8,12 +8,14 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
+from langgraph.channels import DeltaChannel
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, Send, interrupt
 from typing_extensions import TypedDict
@@ -365,6 +367,24 @@ def test_what_is_said_again_without_an_id_is_a_message_of_its_own(
     for _ in range(2):
         graph.invoke({"messages": [HumanMessage("ok", id=no_id)]}, config, durability=durability)
     assert agents.said(sessions.get("t")) == [("user", "ok"), *[("assistant", "ok")] * 3] * 2
+
+
+@pytest.mark.parametrize("parts", ["attached", "checkpointer"])
+@pytest.mark.parametrize(("durability", "frequency"), [("sync", 1), ("sync", 3), ("sync", 1000), ("exit", 1000)])
+@pytest.mark.parametrize("no_id", [None, ""])
+def test_messages_without_ids_in_a_delta_channel_are_each_recorded_once(
+    sessions: Sessions, parts: str, durability: str, frequency: int, no_id: str | None
+) -> None:
+    append = DeltaChannel(lambda said, new: [*said, *chain.from_iterable(new)], snapshot_frequency=frequency)
+    builder = StateGraph(TypedDict("Appended", {"messages": Annotated[list[Any], append]}))
+    for before, name in ((START, "a"), ("a", "b")):
+        builder.add_node(name, lambda _: {"messages": [AIMessage("ok", id=no_id)]}).add_edge(before, name)
+    graph, config = prepared(sessions, builder.compile(), "t", parts)
+    for _ in range(3):
+        graph.invoke({"messages": [HumanMessage("ok", id=no_id)]}, config, durability=durability)
+        graph.update_state(config, {"messages": [HumanMessage("changed", id=no_id)]}, as_node="b")
+    turn = [("user", "ok"), ("assistant", "ok"), ("assistant", "ok"), ("user", "changed")]
+    assert agents.said(sessions.get("t")) == turn * 3
 
 
 @pytest.mark.parametrize("durability", ["sync", "exit"])
