@@ -35,6 +35,7 @@ from session_middleware.storage.sqlite.writer import SqliteWriter
 
 T = TypeVar("T")
 
+_MAPPED = "PRAGMA mmap_size=268435456"
 _SHOWN_TABLES = 6  # of another program, in an error
 
 
@@ -81,8 +82,9 @@ class SqliteDatabase(Database):
             raise self.refusal()
 
     def _open_writer(self) -> SqliteWriter:
-        connection, log = self._connect(), None
+        connection, log = connect(self.path), None
         try:
+            connection.execute(_MAPPED)
             connection.execute("PRAGMA secure_delete=ON")  # deleted text is overwritten with zeros
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # only has an effect before the first page is written
             if self.files is not None:
@@ -98,14 +100,10 @@ class SqliteDatabase(Database):
             raise
         return SqliteWriter(self, connection, log)
 
-    def _connect(self) -> SqliteConnection:
-        connection = connect(self.path)
-        connection.execute("PRAGMA mmap_size=268435456")
-        return connection
-
     def _connect_reader(self) -> SqliteConnection:
-        connection = self._connect()
+        connection = connect(self.path)
         try:
+            connection.execute(_MAPPED)
             if self.files is not None:
                 self.files.check()  # it is the file that is open already
         except BaseException:
