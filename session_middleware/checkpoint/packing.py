@@ -110,7 +110,11 @@ def _pack_other(value: Any) -> Any:
     """Pack an array, an instance of a subclass of a known class, or a value that LangGraph's encoder handles."""
     for base, convert in _BY_BASE.items():
         if is_a(value, base):
-            return _BY_CLASS[base](convert(base, value))
+            try:
+                plain = convert(base, value)
+            except (TypeError, ValueError):  # such as pandas' `NaT`, a datetime whose year is no number
+                return _msgpack_default(value)
+            return _BY_CLASS[base](plain)
     numpy = sys.modules.get("numpy")
     if numpy is not None and is_a(value, numpy.ndarray):
         return _array(value)

@@ -141,6 +141,12 @@ def test_arrays_read_back_equal_or_are_refused() -> None:
         serde.dumps_typed(numpy.array([object()]))
 
 
+def test_a_missing_time_of_pandas_is_stored_as_langgraph_stores_it() -> None:
+    pandas = pytest.importorskip("pandas")
+    serde = StrictSerializer()
+    assert serde.loads_typed(serde.dumps_typed([pandas.NaT])) == ["NaT"]
+
+
 def test_scalars_of_numpy_read_back_as_what_they_were() -> None:
     numpy = pytest.importorskip("numpy")
     serde = StrictSerializer()
