@@ -50,17 +50,17 @@ class History:
     calls: list[Call]
 
 
-@cache
-def logger(folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def logger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert COMPILER is not None, "there is no C compiler, without which this cannot be tested; .ci/run installs one"
-    library = folder / "write_log.so"
+    library = tmp_path_factory.mktemp("logger") / "write_log.so"
     command = [COMPILER, "-shared", "-fPIC", "-O2", "-o", str(library), str(SUPPORT / "write_log.c"), "-ldl"]
     subprocess.run(command, check=True, timeout=60)
     return library
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], History]:
+def written(tmp_path_factory: pytest.TempPathFactory, logger: Path) -> Callable[[str, str], History]:
     """Run the writer in one of the ways, once."""
 
     @cache
@@ -68,7 +68,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Hi
         folder = tmp_path_factory.mktemp(f"{synchronous}-{mode}")
         database, log = folder / "sessions.db", folder / "log"
         environment = {**os.environ, "PYTHONPATH": str(SUPPORT.parents[1])}
-        environment |= {"LD_PRELOAD": str(logger(folder)), "WRITE_LOG": str(log), "WRITE_LOG_OF": str(database)}
+        environment |= {"LD_PRELOAD": str(logger), "WRITE_LOG": str(log), "WRITE_LOG_OF": str(database)}
         command = [sys.executable, str(SUPPORT / "marked_writer.py"), str(database), str(log), synchronous, mode]
         subprocess.run(command, check=True, timeout=100, env=environment)
         records = read_log(log)
