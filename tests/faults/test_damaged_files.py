@@ -285,6 +285,15 @@ def test_a_session_that_left_its_state_behind_is_not_said_never_to_have_been(fil
         sessions.find("t")
 
 
+def test_a_type_beside_a_reference_to_a_blob_is_found(file: Path) -> None:
+    with Sessions(file) as sessions:
+        sessions.attach(agents.chat()).invoke(human("long " * 2000), sessions.config("t"))
+    change(file, "UPDATE list_items SET type = 1 WHERE data IS NULL AND position = 6")
+    assert any("an element of list" in problem.text for problem in deep(file))
+    with Sessions(file) as sessions, pytest.raises(StorageError, match=NAMED):
+        sessions.checkpointer.get_tuple(at("t"))
+
+
 def test_a_schema_that_says_something_else_is_found(file: Path) -> None:
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("PRAGMA writable_schema=ON")

@@ -183,11 +183,11 @@ class Contents:
             return self._lists[home, list_id]
         ends, sums, problem = [0], [0], ""
         for item in lists.items(self._connection, home, list_id, UNLIMITED):
-            if item.data is None:
+            if item.type is None and item.data is None:
                 problem = self._blob(home, item.digest)
             else:
                 try:
-                    checked_blob(item.type or "", item.data, item.digest)
+                    checked_blob(item.type or "", item.data or b"", item.digest)
                 except CorruptRow:
                     problem = f"an element of list {list_id} is not what was written"
             if problem or item.position != ends[-1] or item.length < 1:
