@@ -10,6 +10,7 @@ import pathlib
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pprint import pformat
 from types import ModuleType
 from typing import Annotated, Any, ForwardRef, Optional
@@ -425,6 +426,8 @@ def test_forged_bytes_never_run_code(
     monkeypatch.setenv("LANGGRAPH_STRICT_MSGPACK", environment)
     monkeypatch.chdir(tmp_path)
     classes.TRAPPED.clear()
+    with suppress(ImportError):
+        importlib.import_module("numpy")  # the one module that reading may import
     serde, imported, error = StrictSerializer(only_allowed=only_allowed), set(sys.modules), None
     try:
         found = serde.loads_typed(forged)
