@@ -280,11 +280,15 @@ class ManualRecorder:
     ) -> ToolStart:
         """The start of an execution. Removes a ``tool_call_id`` that is not a parameter of the function."""
         takes_id = "tool_call_id" in signature.parameters
-        call_id = kwargs.get("tool_call_id") if takes_id else kwargs.pop("tool_call_id", None)
+        call_id = None if takes_id else kwargs.pop("tool_call_id", None)
         try:
             arguments = dict(signature.bind(*args, **kwargs).arguments)
         except TypeError:  # the call itself will raise it
             arguments = {"args": list(args), **kwargs}
+        if takes_id:
+            call_id = arguments.get("tool_call_id")
+        if (first := next(iter(signature.parameters), "")) in ("self", "cls"):  # of a method
+            arguments.pop(first, None)
         return ToolStart(self._new_id(), None if call_id is None else text_of(call_id), name, arguments)
 
     @property

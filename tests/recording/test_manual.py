@@ -486,3 +486,31 @@ def test_arguments_in_another_order_are_the_same_request(sessions: Sessions) -> 
     ]
     session.add_history([user("a"), asking("f", '{"x": 2, "y": {"a": 1, "b": 2}}'), user("b")])
     assert len(session.messages(branch="all", all_versions=True)) == 5
+
+
+def test_a_methods_receiver_is_no_argument(sessions: Sessions) -> None:
+    session = sessions.open("t")
+
+    class Shop:
+        @session.tool
+        def look_up(self, thing: str) -> str:
+            return f"{thing} is nice"
+
+        @classmethod
+        @session.tool
+        def price(cls, thing: str) -> int:
+            return len(thing)
+
+    assert (Shop().look_up("tea"), Shop.price(thing="tea")) == ("tea is nice", 3)
+    assert [call.arguments for call in session.tool_calls()] == [{"thing": "tea"}] * 2
+
+
+def test_the_id_of_the_requested_call_may_be_given_by_position(sessions: Sessions) -> None:
+    session = sessions.open("t")
+
+    @session.tool
+    def look_up(thing: str, tool_call_id: str = "") -> str:
+        return f"{thing} for {tool_call_id}"
+
+    assert look_up("tea", "call-1") == "tea for call-1"
+    assert [call.tool_call_id for call in session.tool_calls()] == ["call-1"]
