@@ -295,6 +295,8 @@ class SessionRecorder(GraphCallbackHandler):
         run.has_begun &= not isinstance(error, DENIALS)
         if isinstance(error, Exception):
             self._end(run, "error", error_text(error), rejects_answers=run.is_resumed and _is_invalid_resume(error))
+            if isinstance(error, DENIALS) and not (run.context.state.admitted or run.context.shared_with):
+                run.context.notes.entries.clear()  # no later operation of the run writes them
         else:
             self._end(run, "interrupted", None)
 

@@ -14,6 +14,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from functools import partial, wraps
 from typing import Any, TypeVar, cast
 
@@ -26,6 +27,7 @@ from session_middleware.errors import (
     SessionClosed,
     SessionExpired,
     SessionLimitReached,
+    StorageError,
 )
 from session_middleware.models import Clock, NewId
 from session_middleware.recording.messages import Sayable, describe, texts_in
@@ -116,7 +118,8 @@ class RecordBuffer:
         """Write entries after the writes that are under way, if these have admitted the context's run."""
         if self._tracking:
             context.notes.add(self.redacted(entries))
-            self._submit(context, self._write_if_admitted)
+            with suppress(StorageError):  # it was closed, so no write is under way
+                self._submit(context, self._write_if_admitted)
 
     def flush_sync(self, context: RunContext) -> None:
         """Write the context's entries and wait. Must not be called on an event loop."""
@@ -135,7 +138,9 @@ class RecordBuffer:
         try:
             self.storage.append(context, if_admitted=if_admitted)
         except DENIALS:
-            pass  # an event records it, and the checkpointer stops the run
+            # an event records it, and the checkpointer stops the run
+            if context.lease is not None and context.lease.is_over:
+                context.notes.entries.clear()  # no later operation of the run writes them
         except Exception as error:  # noqa: BLE001  # no caller waits for this, and a fault here must not break a run
             self.fault(error)
 

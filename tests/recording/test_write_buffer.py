@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import pytest
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage
+from langgraph.graph import START, StateGraph
 
-from session_middleware import Sessions
+from session_middleware import SessionClosed, Sessions, StorageError
 from session_middleware.models import Identity
 from session_middleware.recording.checkpoint_listener import _MAX_SESSIONS, RecordingListener
 from session_middleware.storage.run import RunContext, RunState
-from tests.support.agents import said
+from tests.support.agents import Runner, ainvoke, chat, human, invoke, said
 
 pytestmark = pytest.mark.usefixtures("each_engine")
 
@@ -57,3 +58,37 @@ def test_the_writes_of_unfinished_steps_are_remembered_of_a_bounded_number_of_se
             RunContext(key[0], Identity()), key, [("messages", [HumanMessage("hi")])], path="", outermost_id="1"
         )
     assert listener._channels.cache_info().currsize == _MAX_SESSIONS
+
+
+@pytest.mark.parametrize("runner", [invoke, ainvoke], ids=lambda runner: runner.__name__)
+async def test_a_run_whose_session_is_deleted_before_its_first_checkpoint_keeps_no_entries(
+    runner: Runner, sessions: Sessions
+) -> None:
+    deletes = False
+
+    def add(messages: list[Any], new: list[Any]) -> list[Any]:
+        if deletes:
+            sessions.checkpointer.delete_thread("t")
+        return [*messages, *new]
+
+    State = TypedDict("State", {"messages": Annotated[list[Any], add]})  # noqa: UP013  # a class would not see `add`
+    builder = StateGraph(State).add_node("answer", lambda _: {"messages": [AIMessage("hello")]})
+    graph = sessions.attach(builder.add_edge(START, "answer").compile())
+    await runner(graph, human("hi"), sessions.config("t"))
+    deletes = True
+    with pytest.raises(SessionClosed, match="deleted"):
+        await runner(graph, human("hi"), sessions.config("t"))
+    sessions.recorder.drain()
+    assert [context for context in sessions.recorder.buffer._open.values() if context.notes.entries] == []
+    assert sessions.find("t") is None
+
+
+@pytest.mark.parametrize("runner", [invoke, ainvoke], ids=lambda runner: runner.__name__)
+async def test_a_run_of_closed_sessions_raises_and_logs_nothing(
+    runner: Runner, sessions: Sessions, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph = sessions.attach(chat())
+    sessions.close()
+    with pytest.raises(StorageError, match="it was closed"):
+        await runner(graph, human("hi"), sessions.config("t"))
+    assert (caplog.records, sessions.recorder.faults) == ([], 0)
