@@ -196,7 +196,7 @@ class Sessions(SessionAccess):
         self.store: BaseStore = SessionStore(self._indexer, ttl=settings.memory_ttl)  # type: ignore[arg-type]
         self.hooks, self._resources = EventHooks(storage), Resources(offload, limit=settings.max_open_resources)
         self._runs.on_begin = listener.begin
-        self._runs.on_first_read = self.recorder.note_first_read
+        self._runs.on_first_read = self.recorder.begin_called_graph
         self._runs.on_end = self._indexer.wake
         self._sweeper = Sweeper(
             *(storage, settings, self.hooks, self._resources), clock=clock, flush=self._flush, forget=self._forget

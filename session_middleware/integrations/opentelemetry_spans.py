@@ -182,7 +182,7 @@ class SpanHandler(GraphCallbackHandler):
         if found is not None:
             if self._with_content:
                 found.span.set_attribute("gen_ai.tool.call.result", _json(getattr(output, "content", output)))
-            if getattr(output, "status", None) == "error":  # a failure that the model is told of
+            if getattr(output, "status", None) == "error":  # a failure that is reported to the model
                 found.span.set_attribute("error.type", "tool_error")
                 found.span.set_status(StatusCode.ERROR)
         self._end(run_id)

@@ -77,10 +77,8 @@ class RecordingListener:
                 names = {**counted, **snapshots}
                 known.names.update(names)
                 written = _unrecorded(known, [known.unassigned.get(name, ()) for name in names])
-                identified = (
-                    one for one in _unrecorded(known, snapshots.values()) if id_of(one[0])
-                )  # others are writes
-                new = [*new, *written, *identified]
+                unwritten = _unrecorded(known, snapshots.values())  # messages without ids come from the writes
+                new = [*new, *written, *(each for each in unwritten if id_of(each[0]))]
             known.unassigned = {}
             agents = checkpoint["versions_seen"]
             if not key[1] and context.has_one_value:

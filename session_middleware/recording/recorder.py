@@ -197,8 +197,8 @@ class SessionRecorder(GraphCallbackHandler):
                     self.buffer.add(run.context, [QuestionEntry(one.id, one.value, *asker, event.checkpoint_id)])
 
     @never_raise
-    def note_first_read(self, loop: Loop, context: RunContext) -> None:
-        """Move a graph that was called in a run with a thread id to the run of this context, which it reads state for.
+    def begin_called_graph(self, loop: Loop, context: RunContext) -> None:
+        """Move a graph that a run has called with a thread id to the run of this context, for which it reads its state.
 
         LangGraph passes the metadata of the calling run on, so the callbacks name that run's session.
         """
